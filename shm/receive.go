@@ -1,0 +1,512 @@
+package shm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"runtime/debug"
+
+	"github.com/kumquat-mq/kumquat/driver"
+)
+
+// claimed is a message that is ours (TAKEN), or what a try that found nothing saw.
+type claimed struct {
+	slot, prio, seq uint64
+	stamp           uint64 // how many messages had left the queue when this one did, it included
+	pos             uint64 // its place in the ledger
+	lend            bool   // in: it is borrowed, so it needs a place of the pool
+	inside          bool   // lk is still held: the message is small and will be copied at once
+
+	seen uint64 // nothing found: the seq of head then
+	due  int64  // and when the first delayed message is due, 0: none waits
+	wake int    // how many senders to wake
+}
+
+const (
+	posDirect = 4 // ledger position of a small message, copied under lk
+	posDrop   = 5 // of a message that a holder removes
+	posInside = 6 // of a large one when the pool is empty: copied under lk as well
+)
+
+// errNothing: there is no message that the filter lets through.
+var errNothing = errors.New("nothing there")
+
+// Receive takes the first message that f lets through. See driver.Queue.
+func (q *Queue) Receive(ctx context.Context, f driver.Filter, try bool) (m driver.Message, err error) {
+	defer q.guard(debug.SetPanicOnFault(true), &err)
+	var c claimed
+	if err := q.claim(ctx, &f, -1, try, &c); err != nil {
+		return driver.Message{}, err
+	}
+	err = q.read(&c, &m, nil)
+	q.finish(&c)
+	return m, err
+}
+
+// ReceiveInto copies the first message's body into buf. See driver.ByteQueue.
+func (q *Queue) ReceiveInto(ctx context.Context, buf []byte, try bool) (n, priority int, err error) {
+	defer q.guard(debug.SetPanicOnFault(true), &err)
+	var c claimed
+	if err := q.claim(ctx, &anyMessage, len(buf), try, &c); err != nil {
+		return 0, 0, err
+	}
+	n, err = q.readBody(&c, buf)
+	q.finish(&c)
+	return n, int(c.prio), err
+}
+
+var anyMessage driver.Filter
+
+// claim takes a message, waiting for one unless try is set.
+func (q *Queue) claim(ctx context.Context, f *driver.Filter, room int, try bool, c *claimed) error {
+	err := q.attempt(ctx, f, room, c)
+	if err != errNothing {
+		return err
+	}
+	if try {
+		q.fd.clear(q)
+		return driver.ErrEmpty
+	}
+	return q.waitToClaim(ctx, f, room, c)
+}
+
+// attempt takes the lock, looks and claims, once. errNothing: c says what was seen.
+func (q *Queue) attempt(ctx context.Context, f *driver.Filter, room int, c *claimed) error {
+	if !q.lk.tryLock() && !q.lk.lock(ctx, q.closing) {
+		return q.sentAway(ctx)
+	}
+	err := q.usable()
+	for err == nil {
+		if err = q.acquire(ctx); err != nil {
+			break
+		}
+		if err = q.choose(f, room, c); err == nil {
+			q.unlock()
+			if !c.inside {
+				q.lk.unlock()
+			}
+			if c.wake > 0 {
+				q.wakeSenders(c.wake)
+			}
+			return nil
+		}
+		if err == errNothing || errors.Is(err, driver.ErrTooLarge) || errors.Is(err, driver.ErrLimit) {
+			q.unlock()
+			break
+		}
+		err = q.abandon(err)
+	}
+	if err == errNothing {
+		q.flushHints()
+	}
+	q.lk.unlock()
+	if err == errNothing && load32(q.sendWait)&anySleeper != 0 {
+		q.wakeSenders(allSleepers)
+	}
+	return err
+}
+
+// choose finds the message and claims it. We hold the lock.
+func (q *Queue) choose(f *driver.Filter, room int, c *claimed) error {
+	if f.Any() {
+		top, err := q.look()
+		if err != nil {
+			return err
+		}
+		if top < 0 {
+			return q.sawNothing(c)
+		}
+		s, err := q.hold.a.first(uint64(top))
+		if err != nil {
+			return err
+		}
+		return q.claimNode(uint64(top), noSlot, s, room, c)
+	}
+	prio, prev, s, err := q.find(f)
+	if err != nil {
+		return err
+	}
+	if s == noSlot {
+		return q.sawNothing(c)
+	}
+	return q.claimNode(prio, prev, s, room, c)
+}
+
+func (q *Queue) sawNothing(c *claimed) error {
+	c.seen = q.hold.drained
+	t, _, _, ok, err := q.hold.a.heapTop()
+	if err != nil {
+		return err
+	}
+	if c.due = 0; ok {
+		c.due = int64(t)
+	}
+	return errNothing
+}
+
+// lookAgain is how often in a row the best message may lie below cur before cur is lowered: a lower cur makes senders alert.
+const lookAgain = 32
+
+// look returns the priority to claim from, −1 for none. It reads head only when a message above the best one may have come.
+//
+// Who:   the holder.
+// Order: cur is read after we hold the lock; the alert is cleared, and cur lowered, BEFORE head is read: a sender that did not see
+//
+//	this had published before we read head.
+//
+// Dies:  an alert cleared and not acted upon: the takeover drains everything anyway.
+func (q *Queue) look() (int, error) {
+	h := &q.hold
+	a := h.a
+	if load(a.heapLen) != 0 {
+		if err := q.collectDue(); err != nil {
+			return 0, err
+		}
+	}
+	best := a.top()
+	c := load(q.cur)
+	if best >= 0 && c&curAlert == 0 && uint64(best) >= curPrio(c) && curEpoch(c) == lockEpoch(h.my) {
+		return best, nil
+	}
+	alerted := c&curAlert != 0
+	for {
+		if curEpoch(c) != lockEpoch(h.my) {
+			if err := q.takeCur(); err != nil { // not ours: we are fenced, or somebody else wrote there
+				return 0, err
+			}
+			c = load(q.cur)
+			continue
+		}
+		prio := curPrio(c)
+		if best >= 0 && uint64(best) < prio {
+			if h.low++; h.low == 1 || uint64(best) > h.lowBest {
+				h.lowBest = uint64(best)
+			}
+			if h.low >= lookAgain {
+				prio, h.low = min(prio, h.lowBest), 0
+			}
+		}
+		n := curWord(curEpoch(c), prio)
+		if n == c || cas(q.cur, c, n) {
+			c = n
+			break
+		}
+		c = load(q.cur)
+	}
+	step("look")
+	if err := q.drain(); err != nil {
+		return 0, err
+	}
+	if best = a.top(); alerted && best >= 0 && uint64(best) > curPrio(c) {
+		cas(q.cur, c, curWord(curEpoch(c), uint64(best))) // fewer alerts; failing is as good
+	}
+	return best, nil
+}
+
+// drain moves what was published since the last drain into the index.
+//
+// Who:   the holder.
+// Order: the links are read privately; only the verify after them makes them true (F3, F4); nodes are written after it; drained
+//
+//	goes up before anything of it is claimed (F1).
+//
+// Dies:  before drained goes up: the next holder drains again, its nodes say the same. After: it is in the index, or found by a
+//
+//	rebuild with our nodes as evidence.
+func (q *Queue) drain() error {
+	h := &q.hold
+	hd := load(q.head)
+	n := seqDiff(headSeq(hd), h.drained)
+	if n == 0 {
+		return nil
+	}
+	if n < 0 || uint64(n) > q.max {
+		if q.isFenced() {
+			return errFenced
+		}
+		return fmt.Errorf("head says %d messages are new, the queue takes %d: %w", n, q.max, driver.ErrCorrupt)
+	}
+	buf := h.buf[:0]
+	s := headSlot(hd)
+	for ; n > 0; n-- {
+		if s >= q.slots {
+			return q.brokenChain(s)
+		}
+		l := load(q.linkOf(s))
+		buf = append(buf, l&^slotMask|s)
+		s = linkNext(l)
+		if n%4096 == 0 {
+			h.a.step()
+		}
+	}
+	h.buf = buf
+	step("drained links")
+	if q.isFenced() {
+		return errFenced
+	}
+	a := h.a
+	if a.k >= 2 {
+		if err := q.backDrain(a.k, buf); err != nil {
+			return err
+		}
+	}
+	seq := h.drained
+	for i := len(buf) - 1; i >= 0; i-- {
+		seq = (seq + 1) & seqMask
+		l := buf[i]
+		s := l & slotMask
+		prefetch(q.stateOf(s))
+		var err error
+		if linkIsTimed(l) {
+			err = q.enlist(a, l, s, readyWord(0, seq), seq)
+		} else {
+			err = a.push(s, linkPrio(l), readyWord(0, seq), seq)
+		}
+		if err != nil {
+			return err
+		}
+		if i%4096 == 4095 {
+			a.step()
+		}
+	}
+	my := h.my&^uint64(seqMask) | headSeq(hd)
+	step("publish drained")
+	if !cas(q.lockw, h.my, my) {
+		return errFenced
+	}
+	h.my, h.drained = my, headSeq(hd)
+	if cap(h.buf) > 1<<18 {
+		h.buf = nil
+	}
+	return nil
+}
+
+// backDrain makes sure of pages in an area that sends do not provide for. A sender may have read the lock before the takeover.
+func (q *Queue) backDrain(k uint64, links []uint64) error {
+	var top, pages uint64
+	for _, l := range links {
+		top = max(top, l&slotMask+1)
+		pages |= 1 << (linkPrio(l) / listsPerPage)
+	}
+	if err := q.backNodes(k, top); err != nil {
+		return err
+	}
+	for p := uint64(0); p < 64; p++ {
+		if pages>>p&1 != 0 {
+			if err := q.backList(k, p*listsPerPage); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// claimNode claims the message of slot s, and decides from where it will be copied. room ≥ 0: only if its body is no longer.
+func (q *Queue) claimNode(prio, prev, s uint64, room int, c *claimed) error {
+	sl := q.slot(s)
+	size := load32(p32(sl, sSize))
+	if room >= 0 && uint64(size) > uint64(room) && load(q.stateOf(s)) == load(q.hold.a.expected(s)) {
+		return fmt.Errorf("the first message has %d bytes, the buffer %d: %w", size, room, driver.ErrTooLarge)
+	}
+	c.inside = true
+	pos := uint64(posDirect)
+	if c.lend || *p16(sl, sFlags)&flagBodyOut != 0 {
+		switch pos = q.takePosition(); {
+		case pos != 0:
+			c.inside = false
+		case c.lend:
+			return fmt.Errorf("this handle's batches, reservations and loans hold %d slots, the most: release some: %w", q.pool, driver.ErrLimit)
+		default:
+			pos = posInside
+		}
+	}
+	err := q.claimAt(prio, prev, s, pos, c)
+	if err != nil && !c.inside {
+		q.givePosition(pos)
+	}
+	return err
+}
+
+// claimAt claims the message of slot s and takes it out of the index; prev stands before it in its list, or noSlot.
+//
+// Who:   the holder.
+// Order: ledger before the CAS; the index after it. The CAS decides: it fails only if somebody took the lock over and tagged or
+//
+//	claimed this message, never because it is gone otherwise. So failing means fenced, not "try the next".
+//
+// Dies:  after the CAS: the message is in the hand of the dead: lost, as a receive at most once may lose it.
+func (q *Queue) claimAt(prio, prev, s, pos uint64, c *claimed) error {
+	a := q.hold.a
+	w := load(a.expected(s))
+	store32(p32(q.ledger, pos*4), uint32(s+1))
+	step("claim")
+	if !cas(q.stateOf(s), w, q.taken) {
+		if q.isFenced() {
+			return errFenced
+		}
+		return errDamaged
+	}
+	c.slot, c.prio, c.seq, c.pos = s, prio, seqOf(w), pos
+	if err := q.retire(a, prio, prev, s); err != nil {
+		_ = q.takeover(q.hold.my) // the claim is good, the index is not: a new one will not hold this message
+	}
+	c.stamp = load(q.hold.a.consumed)
+	c.wake = q.sendersToWake(c.stamp)
+	q.record(opReceive, s, c.seq)
+	return nil
+}
+
+// retire takes a claimed message out of the index and counts it.
+func (q *Queue) retire(a *area, prio, prev, s uint64) error {
+	err := a.unlink(prio, prev, s)
+	if err == nil && load(a.heapLen) != 0 {
+		err = a.heapRemove(s)
+	}
+	step("consumed")
+	store(a.consumed, (load(a.consumed)+1)&seqMask)
+	return err
+}
+
+// takePosition takes a ledger position from the pool, 0 if there is none.
+func (q *Queue) takePosition() uint64 {
+	for {
+		w := q.positions.Load()
+		if w == 0 {
+			return 0
+		}
+		if q.positions.CompareAndSwap(w, w&(w-1)) {
+			return fixedLedger + uint64(bits.TrailingZeros64(w))
+		}
+	}
+}
+
+func (q *Queue) givePosition(pos uint64) {
+	q.positions.Or(1 << (pos - fixedLedger))
+	select {
+	case q.poolFreed <- struct{}{}:
+	default:
+	}
+}
+
+// finish gives a claimed message's slot back.
+func (q *Queue) finish(c *claimed) {
+	if c.inside {
+		if c.pos == posDirect {
+			q.freeSlot(c.slot)
+		} else {
+			q.freeBig(c.slot)
+		}
+		store(p64(q.entry, pReceived), load(p64(q.entry, pReceived))+1)
+		q.lk.unlock()
+		return
+	}
+	q.freeBig(c.slot)
+	q.count(pReceived, 1)
+	q.givePosition(c.pos)
+}
+
+// ReceiveBatch takes what is there, up to max. See driver.Batcher.
+func (q *Queue) ReceiveBatch(ctx context.Context, dst []driver.Message, f driver.Filter, max int, try bool) (out []driver.Message, err error) {
+	defer q.guard(debug.SetPanicOnFault(true), &err)
+	out = dst
+	if max < 1 {
+		return out, nil
+	}
+	var first claimed
+	if err := q.claim(ctx, &f, -1, try, &first); err != nil {
+		return out, err
+	}
+	take := func(c *claimed) error {
+		out = append(out, driver.Message{})
+		err := q.read(c, &out[len(out)-1], nil)
+		if err != nil {
+			out = out[:len(out)-1]
+		}
+		return err
+	}
+	err = take(&first)
+	q.finish(&first)
+	if err != nil || max == 1 {
+		return out, err
+	}
+	// What else is there is claimed under one hold of the lock, as much as the ledger has places for.
+	for len(out)-len(dst) < max {
+		var cs [poolMax]claimed
+		n, more := q.claimMany(ctx, &f, cs[:min(poolMax, max-(len(out)-len(dst)))])
+		for i := range cs[:n] {
+			if e := take(&cs[i]); e != nil {
+				err = e
+			}
+			q.freeBig(cs[i].slot)
+			q.givePosition(cs[i].pos)
+		}
+		if n > 0 {
+			q.count(pReceived, uint64(n))
+		}
+		if n == 0 || !more || err != nil {
+			break
+		}
+	}
+	if len(out) > len(dst) {
+		err = nil // what we have is the caller's; the error comes again
+	}
+	return out, err
+}
+
+// claimMany claims messages into cs without waiting. more: there may be others.
+func (q *Queue) claimMany(ctx context.Context, f *driver.Filter, cs []claimed) (n int, more bool) {
+	if !q.lk.lock(ctx, q.closing) {
+		return 0, false
+	}
+	defer q.lk.unlock()
+	if q.usable() != nil || q.acquire(ctx) != nil {
+		return 0, false
+	}
+	wake := 0
+	var err error
+	for n < len(cs) {
+		pos := q.takePosition()
+		if pos == 0 {
+			break
+		}
+		if err = q.chooseAt(f, pos, &cs[n]); err != nil {
+			q.givePosition(pos)
+			break
+		}
+		wake += cs[n].wake
+		n++
+	}
+	if err == nil || err == errNothing {
+		q.unlock()
+	} else if q.abandon(err) != nil {
+		return n, false
+	}
+	if wake > 0 {
+		q.wakeSenders(wake)
+	}
+	return n, err == nil && n > 0
+}
+
+// chooseAt is choose with a ledger position of the caller's.
+func (q *Queue) chooseAt(f *driver.Filter, pos uint64, c *claimed) error {
+	var prio, prev, s uint64
+	var err error
+	if f.Any() {
+		top, e := q.look()
+		if e != nil {
+			return e
+		}
+		if top < 0 {
+			return errNothing
+		}
+		prio, prev = uint64(top), noSlot
+		s, err = q.hold.a.first(prio)
+	} else if prio, prev, s, err = q.find(f); err == nil && s == noSlot {
+		return errNothing
+	}
+	if err != nil {
+		return err
+	}
+	return q.claimAt(prio, prev, s, pos, c)
+}

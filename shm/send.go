@@ -1,0 +1,350 @@
+package shm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+
+	"github.com/kumquat-mq/kumquat/driver"
+)
+
+// errNoRoom: the queue looked full. Whether it is, only the lock tells (whenFull).
+var errNoRoom = errors.New("no room")
+
+// Send puts m into the queue. See driver.Queue.
+func (q *Queue) Send(ctx context.Context, m driver.Message, try bool) (err error) {
+	defer q.guard(debug.SetPanicOnFault(true), &err)
+	var buf [256]byte
+	var meta []byte
+	if hasMeta(&m) {
+		if meta, err = encodeMeta(buf[:0], &m); err != nil {
+			return err
+		}
+	}
+	p := parcel{body: m.Body, meta: meta, prio: uint64(m.Priority), mtype: m.Type, notBefore: nanos(m.NotBefore), expires: nanos(m.Expires)}
+	return q.send(ctx, &p, try)
+}
+
+// SendBytes is Send without metadata. See driver.ByteQueue.
+func (q *Queue) SendBytes(ctx context.Context, body []byte, priority int, try bool) (err error) {
+	defer q.guard(debug.SetPanicOnFault(true), &err)
+	p := parcel{body: body, prio: uint64(priority), mtype: 1}
+	return q.send(ctx, &p, try)
+}
+
+// send sends one message.
+func (q *Queue) send(ctx context.Context, p *parcel, try bool) error {
+	if uint64(len(p.body)) > q.maxSize {
+		return q.tooLarge(len(p.body))
+	}
+	for {
+		l, pos, err := q.takeLane(ctx)
+		if err != nil {
+			return err
+		}
+		if err = q.usable(); err == nil {
+			err = q.sendIn(l, pos, p)
+		}
+		l.unlock()
+		if err == nil || !errors.Is(err, errNoRoom) && err != errNoSlot {
+			return err
+		}
+		if err = q.whenFull(ctx, p.prio, 1, p.timed(), try); err != nil {
+			return err
+		}
+	}
+}
+
+func (q *Queue) tooLarge(n int) error {
+	return fmt.Errorf("the body has %d bytes, the queue takes %d: %w", n, q.maxSize, driver.ErrTooLarge)
+}
+
+// sendIn sends one message in a lane of ours. errNoRoom leaves nothing behind.
+func (q *Queue) sendIn(l *lane, pos uint64, p *parcel) error {
+	s, err := q.prepare(l, pos, p)
+	if err != nil {
+		return err
+	}
+	one := [1]uint64{s}
+	ones := [1]uint64{p.link}
+	if err := q.publish(l, one[:], ones[:], p.prio, p.prio); err != nil {
+		q.putBack(s)
+		return err
+	}
+	n := p64(q.entry, pSent)
+	if pos == 0 { // lane 0 is nearly always the only one
+		store(n, load(n)+1)
+	} else {
+		q.count(pSent, 1)
+	}
+	return nil
+}
+
+// takeLane finds a lane that no other goroutine is in.
+func (q *Queue) takeLane(ctx context.Context) (*lane, uint64, error) {
+	for i := range q.lanes {
+		if q.lanes[i].tryLock() {
+			return &q.lanes[i], uint64(i), nil
+		}
+	}
+	i := uint64(q.lanePick.Add(1)) % laneCount
+	if !q.lanes[i].lock(ctx, q.closing) {
+		return nil, 0, q.sentAway(ctx)
+	}
+	return &q.lanes[i], i, nil
+}
+
+// sentAway is why a wait inside this process ended: the handle was closed, or ctx is done.
+func (q *Queue) sentAway(ctx context.Context) error {
+	if q.state.Load() != stateOpen {
+		return q.usable()
+	}
+	if ctx.Err() != nil {
+		return driver.ContextError(ctx)
+	}
+	return driver.ErrClosed
+}
+
+// prepare reserves a slot and fills it.
+func (q *Queue) prepare(l *lane, pos uint64, p *parcel) (uint64, error) {
+	p.plan(q)
+	s, err := q.reserve(l, pos, p.flags&flagBodyOut != 0)
+	if err != nil {
+		return 0, err
+	}
+	if l.hints != 0 {
+		prefetchWrite(q.stateOf(s + 8)) // the slots that come next; one beyond the last is harmless
+	}
+	if err := q.backSend(p.prio, p.timed()); err == nil {
+		err = q.fill(s, p)
+	} else {
+		q.putBack(s)
+		return 0, err
+	}
+	if err != nil {
+		q.putBack(s)
+		return 0, err
+	}
+	return s, nil
+}
+
+// putBack frees a slot that we have RESERVED.
+func (q *Queue) putBack(s uint64) {
+	store(q.stateOf(s), kindFree)
+	q.giveHints(s/64, 1<<(s%64))
+}
+
+// publish makes the reserved and filled slots ss the next messages, all or none. links hold their priorities; low and top are the
+// lowest and highest of them.
+//
+// Who:   a producer, in its lane.
+// Order: link and state before the CAS on head, which is the commit. cur, edge and recvWait are read after it.
+// Dies:  before the CAS: slots RESERVED or READY(0, …) that no chain holds: the next to use our number frees them.
+//
+//	After: the messages are sent. An alert not given: a receive that runs now may pass them over as if they came a moment later,
+//	the next takeover or look at head finds them. A wake not given: sleepers look by themselves every 100 ms.
+func (q *Queue) publish(l *lane, ss, links []uint64, low, top uint64) error {
+	n := uint64(len(ss))
+	limit := q.limit[1]
+	if low < q.headroomPriority {
+		limit = q.limit[0]
+	}
+	var h uint64
+	for {
+		h = load(q.head)
+		if uint64(seqDiff(headSeq(h)+n, l.consumed)) > limit {
+			l.consumed = load(q.areas[lockArea(load(q.lockw))].consumed) & seqMask
+			if uint64(seqDiff(headSeq(h)+n, l.consumed)) > limit {
+				return errNoRoom
+			}
+		}
+		if (headSeq(h)+n)>>32 != headSeq(h)>>32 {
+			if err := q.checkAge(); err != nil {
+				return err
+			}
+		}
+		next, seq := headSlot(h), headSeq(h)
+		for i, s := range ss {
+			seq = (seq + 1) & seqMask
+			store(q.linkOf(s), links[i]|next)
+			store(q.stateOf(s), readyWord(0, seq))
+			next = s
+		}
+		step("publish")
+		if cas(q.head, h, headWord(seq, next)) {
+			break
+		}
+		step("revert")
+		for _, s := range ss {
+			store(q.stateOf(s), q.reserved)
+		}
+	}
+	step("alert")
+	for {
+		c := load(q.cur)
+		if top <= curPrio(c) || c&curAlert != 0 || cas(q.cur, c, c|curAlert) {
+			break
+		}
+	}
+	if load32(q.edge)&countEdges != 0 && !allDelayed(links) {
+		q.tellEdge(headSeq(h))
+	}
+	step("wake")
+	if load32(q.recvWait)&anySleeper != 0 {
+		q.wakeReceivers(len(ss))
+	}
+	return nil
+}
+
+func allDelayed(links []uint64) bool {
+	for _, l := range links {
+		if l&linkDelayed == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// SendBatch sends all of ms or none. See driver.Batcher.
+func (q *Queue) SendBatch(ctx context.Context, ms []driver.Message, try bool) (err error) {
+	defer q.guard(debug.SetPanicOnFault(true), &err)
+	if len(ms) == 0 {
+		return q.usable()
+	}
+	if len(ms) > q.maxBatch() {
+		return fmt.Errorf("the batch has %d messages, the queue takes %d at once: %w", len(ms), q.maxBatch(), driver.ErrTooLarge)
+	}
+	var b batch
+	b.low, b.top = driver.MaxPriority, 0
+	var buf [1024]byte
+	room := buf[:0]
+	for i := range ms {
+		m, p := &ms[i], &b.parcels[i]
+		if uint64(len(m.Body)) > q.maxSize {
+			return q.tooLarge(len(m.Body))
+		}
+		var meta []byte
+		if hasMeta(m) {
+			at := len(room)
+			if room, err = encodeMeta(room, m); err != nil {
+				return err
+			}
+			meta = room[at:]
+		}
+		*p = parcel{body: m.Body, meta: meta, prio: uint64(m.Priority), mtype: m.Type, notBefore: nanos(m.NotBefore), expires: nanos(m.Expires)}
+		b.low, b.top, b.timed = min(b.low, p.prio), max(b.top, p.prio), b.timed || p.timed()
+	}
+	b.n = len(ms)
+	for {
+		if err := q.takePositions(ctx, b.n, b.pos[:], try); err != nil {
+			return err
+		}
+		err = q.sendBatch(ctx, &b)
+		for _, pos := range b.pos[:b.n] {
+			q.givePosition(pos)
+		}
+		if err == nil || !errors.Is(err, errNoRoom) && err != errNoSlot {
+			return err
+		}
+		if err := q.whenFull(ctx, b.low, uint64(b.n), b.timed, try); err != nil {
+			return err
+		}
+	}
+}
+
+type batch struct {
+	n        int
+	low, top uint64
+	timed    bool
+	parcels  [poolMax]parcel
+	pos      [poolMax]uint64
+	slots    [poolMax]uint64
+	links    [poolMax]uint64
+}
+
+func (q *Queue) sendBatch(ctx context.Context, b *batch) error {
+	l, _, err := q.takeLane(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.unlock()
+	if err := q.usable(); err != nil {
+		return err
+	}
+	done := 0
+	for ; done < b.n && err == nil; done++ {
+		if b.slots[done], err = q.prepare(l, b.pos[done], &b.parcels[done]); err != nil {
+			break
+		}
+		b.links[done] = b.parcels[done].link
+	}
+	if err == nil {
+		err = q.publish(l, b.slots[:b.n], b.links[:b.n], b.low, b.top)
+	}
+	if err != nil {
+		for _, s := range b.slots[:done] {
+			q.putBack(s)
+		}
+		return err
+	}
+	q.count(pSent, uint64(b.n))
+	return nil
+}
+
+// takePositions takes n places of the ledger, or waits without any until they may be there.
+func (q *Queue) takePositions(ctx context.Context, n int, pos []uint64, try bool) error {
+	for {
+		got := 0
+		for ; got < n; got++ {
+			if pos[got] = q.takePosition(); pos[got] == 0 {
+				break
+			}
+		}
+		if got == n {
+			return nil
+		}
+		for _, p := range pos[:got] {
+			q.givePosition(p)
+		}
+		if try {
+			return fmt.Errorf("this handle's other batches, reservations and loans hold too many slots: %w", driver.ErrFull)
+		}
+		select {
+		case <-q.poolFreed:
+		case <-ctx.Done():
+			return driver.ContextError(ctx)
+		case <-q.closing:
+			return q.sentAway(ctx)
+		}
+	}
+}
+
+// checkAge refuses a send when the oldest waiting message is nearly half the range of seqs behind. It runs once in 2^32 sends.
+func (q *Queue) checkAge() error {
+	const oldest = 1 << 38
+	q.lk.mustLock()
+	defer q.lk.unlock()
+	for {
+		if err := q.acquire(context.Background()); err != nil {
+			return err
+		}
+		err := q.drain()
+		if err == nil {
+			var s, seq uint64
+			if _, _, s, seq, err = q.oldest(); err == nil {
+				q.unlock()
+				if s != noSlot && seqDiff(headSeq(load(q.head)), seq) >= oldest-1<<33 {
+					return fmt.Errorf("the oldest message has waited while 2^38 others were sent: receive or purge it: %w", driver.ErrLimit)
+				}
+				return nil
+			}
+		}
+		if err = q.abandon(err); err != nil {
+			return err
+		}
+	}
+}
+
+// MaxBatch is the largest batch the queue takes: the smaller of its capacity and what a handle may hold.
+func (q *Queue) MaxBatch() int { return q.maxBatch() }

@@ -1,0 +1,127 @@
+package shm
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Delayed and expiring messages. Such a message counts as any other from its send on, and its link says that it is timed. A holder
+// that drains it puts it into the area's heap, by the time at which it must be looked at:
+//
+//	not yet due        in the heap only, by NotBefore or Expires, whichever comes first
+//	due, may expire    in its list, and in the heap by Expires
+//	due, never expires in its list only
+//
+// Times are CLOCK_REALTIME. Every holder looks at the top of the heap before it claims, so a due message gets its place, which is
+// that of its send, before anything that came later; an expired one is dropped before anybody can claim it.
+
+func (q *Queue) times(s uint64) (notBefore, expires int64) {
+	sl := q.slot(s)
+	return max(0, int64(load(p64(sl, sInline)))), max(0, int64(load(p64(sl, sInline+8))))
+}
+
+// enlist puts a published message into the index.
+func (q *Queue) enlist(a *area, link, s, expected, seq uint64) error {
+	prio := linkPrio(link)
+	if a.k >= 2 {
+		if err := q.backDrain(a.k, []uint64{link&^slotMask | s}); err != nil {
+			return err
+		}
+	}
+	if !linkIsTimed(link) {
+		return a.push(s, prio, expected, seq)
+	}
+	if a.k >= 2 {
+		if err := q.backHeap(a.k, min(load(q.high), q.slots)); err != nil {
+			return err
+		}
+	}
+	notBefore, expires := q.times(s)
+	if notBefore > time.Now().UnixNano() {
+		store(a.expected(s), expected)
+		store(a.node(s), nodeWord(seq, noSlot))
+		at := notBefore
+		if expires > 0 {
+			at = min(at, expires)
+		}
+		return a.heapPush(delayedTime(at), seq, s)
+	}
+	if err := a.insert(s, prio, expected, seq); err != nil {
+		return err
+	}
+	if expires > 0 {
+		return a.heapPush(listedTime(expires), seq, s)
+	}
+	store32(a.placeOf(s), 0)
+	return nil
+}
+
+// collectDue gives due messages their places and drops expired ones.
+func (q *Queue) collectDue() error {
+	a := q.hold.a
+	now := time.Now().UnixNano()
+	for n := uint64(0); ; n++ {
+		t, seq, s, ok, err := a.heapTop()
+		if err != nil {
+			return err
+		}
+		if !ok || int64(t) > now {
+			return nil
+		}
+		if n > 2*a.slots || nodeSeq(load(a.node(s))) != seq {
+			return errDamaged
+		}
+		if n%256 == 255 {
+			a.step()
+		}
+		prio, listed := linkPrio(load(q.linkOf(s))), t&heapListed != 0
+		_, expires := q.times(s)
+		switch {
+		case listed || expires > 0 && expires <= now:
+			prev := uint64(noSlot)
+			if listed {
+				if prev, err = q.before(a, prio, s); err != nil {
+					return err
+				}
+			}
+			if err := q.drop(prio, prev, s, listed); err != nil {
+				return err
+			}
+			atomic.AddUint64(q.expired, 1)
+		default:
+			if err := a.heapRemove(s); err != nil {
+				return err
+			}
+			if err := a.insert(s, prio, load(a.expected(s)), seq); err != nil {
+				return err
+			}
+			if expires > 0 {
+				if err := a.heapPush(listedTime(expires), seq, s); err != nil {
+					return err
+				}
+			}
+		}
+	}
+}
+
+// The lowest bit of a heap entry's time says whether the message is in its list too.
+const heapListed = 1
+
+func listedTime(ns int64) uint64  { return uint64(ns-1) | heapListed }
+func delayedTime(ns int64) uint64 { return uint64(ns) &^ heapListed }
+
+// before returns the slot that stands before s in prio's list, noSlot if s is the first. The search is short: what expires is
+// usually old.
+func (q *Queue) before(a *area, prio, s uint64) (uint64, error) {
+	prev, at := uint64(noSlot), listHead(load(a.list(prio)))
+	for n := uint64(0); a.has(prio) && at < a.slots && n <= a.slots; n++ {
+		if at == s {
+			return prev, nil
+		}
+		prev, at = at, nodeNext(load(a.node(at)))
+		if n%1024 == 1023 {
+			a.step()
+		}
+	}
+	return 0, errDamaged
+}

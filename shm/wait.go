@@ -1,0 +1,289 @@
+package shm
+
+import (
+	"context"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/kumquat-mq/kumquat/driver"
+)
+
+// Sleeping and waking. One word per direction: counter:30 | special:1 | plain:1.
+//
+//	sleeper                                        waker
+//	1 CAS word → counter+1, its bit set            1 the commit (publish, or consumed)
+//	2 v = that word                                2 word has no bit: done
+//	3 look at the queue again                      3 CAS word → counter+1 (special: both bits off)
+//	4 futex_wait(word, v, slice)                   4 futex_wake
+//	                                               5 plain and nobody woken: CAS that word → plain bit off
+//
+// Between 2 and 4 a waker changes the word, so 4 returns at once; before 1 the look at 3 sees the commit. A waker may die between 1
+// and 4, and the one woken may die before it acts: therefore the slices. The bits clear themselves, so a dead sleeper leaves no
+// count behind. Plain sleepers are alike and one is woken for each message; special ones (with a filter, a batch, Select, a
+// descriptor, below the headroom) wait for something of their own and are all woken.
+const (
+	plainSleeper   = 1
+	specialSleeper = 2
+	anySleeper     = plainSleeper | specialSleeper
+	sleepStep      = 4
+	allSleepers    = 1 << 30
+
+	rawSlice  = time.Millisecond       // how long a sleeper may keep its processor
+	hubSlice  = 100 * time.Millisecond // how long a wake that never came can go unnoticed
+	spinLimit = 400
+)
+
+// multiCPU: spinning only delays the other side where there is one processor.
+var multiCPU = runtime.NumCPU() > 1
+
+// announce registers a sleeper and returns the word to sleep on.
+func announce(p *uint32, bit uint32) uint32 {
+	for {
+		w := load32(p)
+		if n := (w + sleepStep) | bit; cas32(p, w, n) {
+			return n
+		}
+	}
+}
+
+// wake wakes n plain sleepers and all special ones.
+func wake(p *uint32, n int) {
+	for {
+		w := load32(p)
+		if w&anySleeper == 0 {
+			return
+		}
+		if w&specialSleeper != 0 {
+			if cas32(p, w, (w+sleepStep)&^anySleeper) {
+				futexWake(p, allSleepers)
+				return
+			}
+			continue
+		}
+		next := w + sleepStep
+		if cas32(p, w, next) {
+			step("woken")
+			if futexWake(p, n) < n {
+				cas32(p, next, next&^plainSleeper)
+			}
+			return
+		}
+	}
+}
+
+// wakeAll changes the word and wakes everybody, announced or not.
+func wakeAll(p *uint32) {
+	for {
+		w := load32(p)
+		if cas32(p, w, (w+sleepStep)&^anySleeper) {
+			futexWake(p, allSleepers)
+			return
+		}
+	}
+}
+
+func (q *Queue) wakeReceivers(n int) { wake(q.recvWait, n) }
+func (q *Queue) wakeSenders(n int)   { wake(q.sendWait, n) }
+
+// sendersToWake says how many senders a receive has to wake: none until half of the queue is free, since a sender woken for a
+// single place would soon sleep again; one at a time where the queue is so small that half of it is nothing.
+func (q *Queue) sendersToWake(consumed uint64) int {
+	w := load32(q.sendWait)
+	if w&anySleeper == 0 {
+		return 0
+	}
+	if q.max <= 64 {
+		return 1
+	}
+	if used := seqDiff(headSeq(load(q.head)), consumed); used > 0 && uint64(used) > q.max/2 && w&specialSleeper == 0 {
+		return 0
+	}
+	return allSleepers
+}
+
+// rawSleepers is how many goroutines of this process sleep without having told the runtime.
+var rawSleepers atomic.Int32
+
+// A sleep waits on one word of the queue until ready says that it is worth looking.
+type sleep struct {
+	word  *uint32
+	bit   uint32
+	ready func(slice bool) bool // slice: nobody woke us, look closely
+	op    uint64                // for who
+}
+
+// sleepOn sleeps until woken, at most until due (ns, CLOCK_REALTIME; 0: no bound but slices of its own). It returns an error only
+// if ctx is done or the handle closed.
+func (q *Queue) sleepOn(ctx context.Context, s *sleep, due int64) error {
+	q.doing(s.op)
+	defer q.doing(opIdle)
+	limit := time.Duration(1<<63 - 1)
+	if due != 0 {
+		// A clock step must not make us sleep too long.
+		limit = min(max(time.Duration(due-time.Now().UnixNano()), 0), 250*time.Millisecond)
+		if limit == 0 {
+			runtime.Gosched()
+			return nil
+		}
+	}
+	if n := rawSleepers.Add(1); int(n) < runtime.GOMAXPROCS(0) {
+		v := announce(s.word, s.bit)
+		if s.ready(false) {
+			rawSleepers.Add(-1)
+			return nil
+		}
+		d := min(limit, rawSlice)
+		if t, ok := ctx.Deadline(); ok {
+			d = min(d, max(time.Until(t), time.Microsecond))
+		}
+		e := futexWaitRaw(s.word, v, d)
+		rawSleepers.Add(-1)
+		if e != syscall.ETIMEDOUT || s.ready(false) {
+			return q.afterSleep(ctx)
+		}
+		limit -= d
+	} else {
+		rawSleepers.Add(-1)
+	}
+	if err := q.afterSleep(ctx); err != nil || limit <= 0 {
+		return err
+	}
+	return q.sleepInHub(ctx, s, limit)
+}
+
+func (q *Queue) afterSleep(ctx context.Context) error {
+	if q.state.Load() != stateOpen {
+		return q.usable()
+	}
+	if ctx.Err() != nil {
+		return driver.ContextError(ctx)
+	}
+	return nil
+}
+
+func (q *Queue) sleepInHub(ctx context.Context, s *sleep, limit time.Duration) error {
+	ch := make(chan struct{}, 1)
+	w := hubWait(q, s.word, s.bit, s.ready, func() { ch <- struct{}{} })
+	defer w.stop()
+	var timeout <-chan time.Time
+	if limit < time.Hour {
+		t := time.NewTimer(limit)
+		defer t.Stop()
+		timeout = t.C
+	}
+	select {
+	case <-ch:
+	case <-timeout:
+	case <-ctx.Done():
+		return driver.ContextError(ctx)
+	case <-q.closing:
+		return q.sentAway(ctx)
+	}
+	return nil
+}
+
+// spin waits a moment for ready without sleeping. How long adapts: where it hardly ever helps it is given up soon.
+func (q *Queue) spin(ready func(bool) bool) bool {
+	if !multiCPU {
+		return false
+	}
+	n := q.spins.Load()
+	if n == 0 {
+		n = spinLimit
+	}
+	for i := uint32(0); i < n; i += 4 {
+		if ready(false) {
+			q.spins.Store(min(n+n/8+8, 2*spinLimit))
+			return true
+		}
+		pause(4)
+	}
+	q.spins.Store(max(n-n/8, 32))
+	return false
+}
+
+// waitToClaim sleeps until a message can be claimed.
+func (q *Queue) waitToClaim(ctx context.Context, f *driver.Filter, room int, c *claimed) error {
+	bit := uint32(specialSleeper)
+	if f.Any() {
+		// One plain receiver of a handle sleeps, the others wait their turn here.
+		bit = plainSleeper
+		if !q.recvTurn.lock(ctx, q.closing) {
+			return q.sentAway(ctx)
+		}
+		defer q.recvTurn.unlock()
+	}
+	var seen uint64 // not c.seen: what a closure keeps goes to the heap
+	s := sleep{word: q.recvWait, bit: bit, op: opWaitReceive, ready: func(bool) bool {
+		return headSeq(load(q.head)) != seen || load(q.removed) != 0
+	}}
+	for {
+		err := q.attempt(ctx, f, room, c)
+		seen = c.seen
+		if err != errNothing {
+			return err
+		}
+		if err := q.afterSleep(ctx); err != nil {
+			return err
+		}
+		if q.spin(s.ready) {
+			continue
+		}
+		if err := q.sleepOn(ctx, &s, c.due); err != nil {
+			return err
+		}
+	}
+}
+
+// waitForRoom sleeps until n messages fit under limit, or seem to. It also takes over a stuck lock: where only producers live on,
+// nobody else would (F8).
+func (q *Queue) waitForRoom(ctx context.Context, limit, n uint64) error {
+	bit := uint32(plainSleeper)
+	if n > 1 || limit < q.max {
+		bit = specialSleeper
+	} else {
+		if !q.sendTurn.lock(ctx, q.closing) {
+			return q.sentAway(ctx)
+		}
+		defer q.sendTurn.unlock()
+	}
+	fits := func() bool {
+		l := load(q.lockw)
+		return uint64(seqDiff(headSeq(load(q.head))+n, load(q.areas[lockArea(l)].consumed))) <= limit
+	}
+	s := sleep{word: q.sendWait, bit: bit, op: opWaitSend, ready: func(slice bool) bool {
+		return fits() || load(q.removed) != 0 || slice && lockIsHeld(load(q.lockw))
+	}}
+	if q.spin(s.ready) {
+		return q.usable()
+	}
+	for {
+		room, err := q.makeRoom(ctx, 0, n, limit, driver.Block)
+		if room || err != nil {
+			return err
+		}
+		if err := q.afterSleep(ctx); err != nil {
+			return err
+		}
+		if err := q.sleepOn(ctx, &s, q.nextDue()); err != nil {
+			return err
+		}
+		if err := q.usable(); err != nil {
+			return err
+		}
+		if fits() {
+			return nil
+		}
+	}
+}
+
+// nextDue is when the first timed message wants attention, 0 for never. It is read without the lock: it only bounds a sleep.
+func (q *Queue) nextDue() int64 {
+	a := &q.areas[lockArea(load(q.lockw))]
+	if load(a.heapLen) == 0 {
+		return 0
+	}
+	return max(1, int64(load(a.heapTime(0))))
+}
