@@ -266,6 +266,10 @@ func (c *checker) participants() (err error) {
 		return err
 	}
 	c.alive = make([]bool, len(c.table))
+	lock, err := c.o.word(offLock)
+	if err != nil {
+		return err
+	}
 	for i := range c.table {
 		e := &c.table[i]
 		where := fmt.Sprintf("participant %d", i)
@@ -288,8 +292,8 @@ func (c *checker) participants() (err error) {
 			c.fact(uint64(s) <= c.o.slots, where, "its ledger names slot %d, there are %d", uint64(s)-1, c.o.slots)
 		}
 		if live && !c.alive[i] {
-			op, _ := doingOf(e.doing)
-			c.debris(where, "process %d (%q) died with the queue open; it was at: %s; the next to open the queue takes its place", e.pid, e.command, opName(op))
+			doing, _ := e.busy(lock)
+			c.debris(where, "process %d (%q) died with the queue open; it was at: %s; its place goes to a new handle when no other is left", e.pid, e.command, doing)
 		}
 	}
 	return nil

@@ -198,17 +198,22 @@ func (x *indexCheck) heap() error {
 	return x.untimed()
 }
 
-// time checks the key of a heap entry: what is in a list waits for its expiry, the others for what comes first.
+// time checks the time of a heap entry: what is in a list waits for its expiry, the others for what comes first.
 func (x *indexCheck) time(slot, t uint64, where string) error {
 	h, err := x.slotHead(slot)
 	if err != nil {
 		return err
 	}
-	want := h.expires
-	if x.marks[slot]&slotListed == 0 && (want == 0 || h.notBefore < want) {
-		want = h.notBefore
+	listed := x.marks[slot]&slotListed != 0
+	at := h.expires
+	if !listed && (at == 0 || h.notBefore < at) {
+		at = h.notBefore
 	}
-	x.fact(int64(t) == want && want > 0, where, "slot %d is due at %d, its message says %d", slot, t, want)
+	want := delayedTime(at)
+	if listed {
+		want = listedTime(at)
+	}
+	x.fact(t == want && at > 0, where, "slot %d is due at %d, its message says %d", slot, t, want)
 	return nil
 }
 

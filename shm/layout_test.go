@@ -205,18 +205,19 @@ func TestFormatWords(t *testing.T) {
 	const all = 1<<64 - 1
 	ones := func(n int) uint64 { return 1<<n - 1 }
 	code := map[string][]uint64{
-		"`state` READY":           {kindReady | 1, readyWord(ones(tagBits), 0) &^ 7, readyWord(0, ones(seqBits)) &^ 7},
-		"`state` RESERVED, TAKEN": {kindReserved | kindTaken, ownerWord(0, ones(20), 0), ownerWord(0, 0, genMask)},
-		"`link`":                  {linkWord(slotMask, 0), linkWord(0, driver.MaxPriority), linkWord(0, 0) | linkTimed},
-		"`head`":                  {headWord(0, slotMask), headWord(seqMask, 0)},
-		"`lock`":                  {lockWord(0, 0, false, seqMask), lockWord(0, 0, true, 0), lockWord(0, areaCount-1, false, 0), lockWord(epochMask, 0, false, 0)},
-		"`cur`":                   {curWord(0, 0xffff), curAlert, curWord(epochMask, 0)},
-		"`mark`":                  {markWord(0, epochMask) &^ markUsed, markWord(areaCount-1, 0) &^ markUsed, markWord(0, 0)},
-		"`list`":                  {ones(slotBits), ones(slotBits) << slotBits},
-		"`node`":                  {nodeWord(0, slotMask), nodeWord(seqMask, 0)},
-		"`participant`":           {partWord(0, 255), partWord(ones(56), 0)},
-		"`doing`":                 {doingTime, all ^ doingTime},
-		"`record`":                {recordSeq, slotMask << 32, all &^ (1<<opShift - 1)},
+		"`state` READY":                    {kindReady | 1, readyWord(ones(tagBits), 0) &^ 7, readyWord(0, ones(seqBits)) &^ 7},
+		"`state` RESERVED, TAKEN":          {kindReserved | kindTaken, ownerWord(0, ones(20), 0), ownerWord(0, 0, genMask)},
+		"`link`":                           {linkWord(slotMask, 0), linkWord(0, driver.MaxPriority), linkTimed, linkDelayed},
+		"`head`":                           {headWord(0, slotMask), headWord(seqMask, 0)},
+		"`lock`":                           {lockWord(0, 0, false, seqMask), lockWord(0, 0, true, 0), lockWord(0, areaCount-1, false, 0), lockWord(epochMask, 0, false, 0)},
+		"`cur`":                            {curWord(0, 0xffff), curAlert, curWord(epochMask, 0)},
+		"`mark`":                           {markWord(0, epochMask) &^ markUsed, markWord(areaCount-1, 0) &^ markUsed, markWord(0, 0)},
+		"`list`":                           {ones(slotBits), ones(slotBits) << slotBits},
+		"`node`":                           {nodeWord(0, slotMask), nodeWord(seqMask, 0)},
+		"`participant`":                    {partWord(0, 255), partWord(ones(56), 0)},
+		"`wait`: recvWait, sendWait, edge": {plainSleeper, specialSleeper, 1<<32 - sleepStep},
+		"`doing`":                          {doingTime, all ^ doingTime},
+		"`record`":                         {recordSeq, slotMask << 32, all &^ (1<<opShift - 1)},
 	}
 	var word string
 	for _, r := range rows(t, "Words") {

@@ -14,6 +14,10 @@ import (
 
 // probe looks, as a receive would, whether f lets a message through; it claims nothing.
 func (q *Queue) probe(ctx context.Context, f *driver.Filter, c *claimed) (bool, error) {
+	if err := q.enter(); err != nil {
+		return false, err
+	}
+	defer q.exit()
 	if !q.lk.lock(ctx, q.closing) {
 		return false, q.sentAway(ctx)
 	}
@@ -45,9 +49,13 @@ func (q *Queue) probe(ctx context.Context, f *driver.Filter, c *claimed) (bool, 
 // Ready reports whether a receive with f would find something; if not, wake is called when it is worth asking again. See
 // driver.Readier.
 func (q *Queue) Ready(f driver.Filter, wake func()) (ready bool, stop func(), err error) {
+	stop = func() {}
+	if err := q.enter(); err != nil {
+		return false, stop, err
+	}
+	defer q.exit()
 	defer q.guard(debug.SetPanicOnFault(true), &err)
 	var c claimed
-	stop = func() {}
 	found, err := q.probe(context.Background(), &f, &c)
 	if found || err != nil {
 		return found, stop, err
@@ -169,7 +177,12 @@ type notifier struct{ wg sync.WaitGroup }
 func (n *notifier) wait() { n.wg.Wait() }
 
 // Notify tells when the queue was empty and is no longer. See driver.Notifier.
-func (q *Queue) Notify(ctx context.Context) (<-chan struct{}, error) {
+func (q *Queue) Notify(ctx context.Context) (ch <-chan struct{}, err error) {
+	if err := q.enter(); err != nil {
+		return nil, err
+	}
+	defer q.exit()
+	defer q.guard(debug.SetPanicOnFault(true), &err)
 	if err := q.usable(); err != nil {
 		return nil, err
 	}
@@ -328,7 +341,7 @@ func (r *reservation) Commit(ctx context.Context, m driver.Message, try bool) (e
 			r.end()
 			return nil
 		case errNoRoom:
-			if err := q.whenFull(ctx, p.prio, 1, p.timed(), try); err != nil {
+			if err := q.whenFull(ctx, p.prio, 1, try); err != nil {
 				return err
 			}
 		default:

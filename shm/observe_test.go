@@ -408,8 +408,13 @@ func TestPeekTimedAndTypes(t *testing.T) {
 	if err != nil || s.Messages != 6 || s.Delayed != 2 {
 		t.Errorf("stat: %+v, %v", s, err)
 	}
-	at := func(d time.Duration) uint64 { return uint64(now.Add(d).UnixNano()) }
-	h.index(0, map[uint64][]uint64{0: {3}, 5: {4}, 1: {5}, 9: {2}}, [][2]uint64{{at(-time.Hour), 2}, {at(time.Hour), 1}, {at(4 * time.Hour), 3}, {at(2 * time.Hour), 0}})
+	at := func(d time.Duration, listed bool) uint64 {
+		if listed {
+			return listedTime(now.Add(d).UnixNano())
+		}
+		return delayedTime(now.Add(d).UnixNano())
+	}
+	h.index(0, map[uint64][]uint64{0: {3}, 5: {4}, 1: {5}, 9: {2}}, [][2]uint64{{at(-time.Hour, true), 2}, {at(time.Hour, false), 1}, {at(4*time.Hour, true), 3}, {at(2*time.Hour, false), 0}})
 	h.check(false)
 	h.wantBodies(driver.PeekOptions{}, "plain two due soon late ")
 }

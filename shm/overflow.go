@@ -42,11 +42,12 @@ func (q *Queue) drop(prio, prev, s uint64, listed bool) error {
 }
 
 // whenFull is what a send does that met a queue without room for n messages of at least priority low. nil: try again.
-func (q *Queue) whenFull(ctx context.Context, low, n uint64, timed, try bool) error {
-	limit := q.limit[1]
-	if low < q.headroomPriority {
-		limit = q.limit[0]
+func (q *Queue) whenFull(ctx context.Context, low, n uint64, try bool) error {
+	if err := q.enter(); err != nil {
+		return err
 	}
+	defer q.exit()
+	limit := q.limitOf(low)
 	if n > limit {
 		return fmt.Errorf("headroom leaves %d messages below priority %d, the batch has %d: %w", limit, q.headroomPriority, n, driver.ErrTooLarge)
 	}
@@ -216,9 +217,10 @@ func (q *Queue) eachDelayed(f func(prio, s, seq uint64)) error {
 // Purge removes what was sent before it began and f lets through. See driver.Purger.
 func (q *Queue) Purge(ctx context.Context, f driver.Filter) (n int, err error) {
 	defer q.guard(debug.SetPanicOnFault(true), &err)
-	if err := q.usable(); err != nil {
+	if err := q.enter(); err != nil {
 		return 0, err
 	}
+	defer q.exit()
 	until := headSeq(load(q.head))
 	for {
 		k, more, err := q.purgeSome(ctx, &f, until)

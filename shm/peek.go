@@ -52,9 +52,11 @@ func (h *slotHead) fault(l *layout, link uint64) string {
 		return fmt.Sprintf("says that %d bytes lie inline, there is room for %d", inline, len(h.inline))
 	case h.flags&flagBodyOut != 0 && h.size > h.bodyUp:
 		return fmt.Sprintf("has a body of %d bytes, but memory for %d only", h.size, h.bodyUp)
-	case h.typ <= 0:
+	case h.typ < 0:
 		return fmt.Sprintf("has the type %d, types are positive", h.typ)
-	case linkIsTimed(link) != (h.flags&flagTimed != 0):
+	case link&^(2*linkDelayed-1) != 0:
+		return fmt.Sprintf("has a link %#x with bits that mean nothing", link)
+	case linkIsTimed(link) != (h.flags&flagTimed != 0) || link&linkDelayed != 0 && h.notBefore == 0:
 		return "is timed according to its link or to its flags, but not to both"
 	case h.notBefore < 0 || h.expires < 0:
 		return "has a negative time"

@@ -83,11 +83,11 @@ func (q *Queue) attempt(ctx context.Context, f *driver.Filter, room int, c *clai
 		}
 		if err = q.choose(f, room, c); err == nil {
 			q.unlock()
-			if !c.inside {
-				q.lk.unlock()
-			}
 			if c.wake > 0 {
 				q.wakeSenders(c.wake)
+			}
+			if !c.inside {
+				q.lk.unlock()
 			}
 			return nil
 		}
@@ -99,11 +99,9 @@ func (q *Queue) attempt(ctx context.Context, f *driver.Filter, room int, c *clai
 	}
 	if err == errNothing {
 		q.flushHints()
-	}
-	q.lk.unlock()
-	if err == errNothing && load32(q.sendWait)&anySleeper != 0 {
 		q.wakeSenders(allSleepers)
 	}
+	q.lk.unlock()
 	return err
 }
 

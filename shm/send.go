@@ -50,7 +50,7 @@ func (q *Queue) send(ctx context.Context, p *parcel, try bool) error {
 		if err == nil || !errors.Is(err, errNoRoom) && err != errNoSlot {
 			return err
 		}
-		if err = q.whenFull(ctx, p.prio, 1, p.timed(), try); err != nil {
+		if err = q.whenFull(ctx, p.prio, 1, try); err != nil {
 			return err
 		}
 	}
@@ -62,6 +62,9 @@ func (q *Queue) tooLarge(n int) error {
 
 // sendIn sends one message in a lane of ours. errNoRoom leaves nothing behind.
 func (q *Queue) sendIn(l *lane, pos uint64, p *parcel) error {
+	if l.full && uint64(seqDiff(headSeq(load(q.head))+1, load(q.areas[lockArea(load(q.lockw))].consumed))) > q.limitOf(p.prio) {
+		return errNoRoom // it was full the last time and still is: the body need not be copied to find out
+	}
 	s, err := q.prepare(l, pos, p)
 	if err != nil {
 		return err
@@ -146,18 +149,17 @@ func (q *Queue) putBack(s uint64) {
 //	the next takeover or look at head finds them. A wake not given: sleepers look by themselves every 100 ms.
 func (q *Queue) publish(l *lane, ss, links []uint64, low, top uint64) error {
 	n := uint64(len(ss))
-	limit := q.limit[1]
-	if low < q.headroomPriority {
-		limit = q.limit[0]
-	}
+	limit := q.limitOf(low)
 	var h uint64
 	for {
 		h = load(q.head)
 		if uint64(seqDiff(headSeq(h)+n, l.consumed)) > limit {
 			l.consumed = load(q.areas[lockArea(load(q.lockw))].consumed) & seqMask
 			if uint64(seqDiff(headSeq(h)+n, l.consumed)) > limit {
+				l.full = true
 				return errNoRoom
 			}
+			l.full = false
 		}
 		if (headSeq(h)+n)>>32 != headSeq(h)>>32 {
 			if err := q.checkAge(); err != nil {
@@ -206,6 +208,14 @@ func allDelayed(links []uint64) bool {
 	return true
 }
 
+// limitOf is how many messages may be there once one of priority prio has come in.
+func (q *Queue) limitOf(prio uint64) uint64 {
+	if prio < q.headroomPriority {
+		return q.limit[0]
+	}
+	return q.limit[1]
+}
+
 // SendBatch sends all of ms or none. See driver.Batcher.
 func (q *Queue) SendBatch(ctx context.Context, ms []driver.Message, try bool) (err error) {
 	defer q.guard(debug.SetPanicOnFault(true), &err)
@@ -217,8 +227,7 @@ func (q *Queue) SendBatch(ctx context.Context, ms []driver.Message, try bool) (e
 	}
 	var b batch
 	b.low, b.top = driver.MaxPriority, 0
-	var buf [1024]byte
-	room := buf[:0]
+	var room []byte // metadata of all
 	for i := range ms {
 		m, p := &ms[i], &b.parcels[i]
 		if uint64(len(m.Body)) > q.maxSize {
@@ -233,7 +242,7 @@ func (q *Queue) SendBatch(ctx context.Context, ms []driver.Message, try bool) (e
 			meta = room[at:]
 		}
 		*p = parcel{body: m.Body, meta: meta, prio: uint64(m.Priority), mtype: m.Type, notBefore: nanos(m.NotBefore), expires: nanos(m.Expires)}
-		b.low, b.top, b.timed = min(b.low, p.prio), max(b.top, p.prio), b.timed || p.timed()
+		b.low, b.top = min(b.low, p.prio), max(b.top, p.prio)
 	}
 	b.n = len(ms)
 	for {
@@ -247,7 +256,7 @@ func (q *Queue) SendBatch(ctx context.Context, ms []driver.Message, try bool) (e
 		if err == nil || !errors.Is(err, errNoRoom) && err != errNoSlot {
 			return err
 		}
-		if err := q.whenFull(ctx, b.low, uint64(b.n), b.timed, try); err != nil {
+		if err := q.whenFull(ctx, b.low, uint64(b.n), try); err != nil {
 			return err
 		}
 	}
@@ -256,7 +265,6 @@ func (q *Queue) SendBatch(ctx context.Context, ms []driver.Message, try bool) (e
 type batch struct {
 	n        int
 	low, top uint64
-	timed    bool
 	parcels  [poolMax]parcel
 	pos      [poolMax]uint64
 	slots    [poolMax]uint64

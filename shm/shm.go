@@ -83,6 +83,7 @@ type Queue struct {
 	clock      coarseClock
 	spins      atomic.Uint32 // adaptive
 
+	ops     atomic.Int64 // operations that may touch the mapping without a lane or lk
 	state   atomic.Int32 // stateOpen, …
 	closing chan struct{}
 	once    sync.Once
@@ -289,9 +290,32 @@ func (q *Queue) Close() error {
 	return q.f.Close()
 }
 
+// enter announces an operation that touches the mapping without holding a lane or lk, as all do that wait: Close unmaps only when
+// they are gone. Every successful enter is followed by exit.
+func (q *Queue) enter() error {
+	q.ops.Add(1)
+	if q.state.Load() == stateOpen && q.base != nil {
+		return nil
+	}
+	q.exit()
+	return q.usable()
+}
+
+func (q *Queue) exit() {
+	if q.ops.Add(-1) == 0 && q.state.Load() != stateOpen {
+		select {
+		case q.poolFreed <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // leave waits until no goroutine of this process touches the mapping, signs off and unmaps.
 func (q *Queue) leave(broken bool) {
 	q.notify.wait()
+	for q.ops.Load() != 0 {
+		<-q.poolFreed
+	}
 	hubForget(q)
 	if broken {
 		// A goroutine may have been sent away in the middle of anything, another may still be inside: the addresses stay taken,

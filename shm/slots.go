@@ -39,7 +39,7 @@ type lane struct {
 // Dies:  before the CAS: nothing. After: the ledger names the slot, the next to use our number frees it.
 func (q *Queue) reserve(l *lane, pos uint64, big bool) (uint64, error) {
 	ledger := (*uint32)(unsafe.Add(q.ledger, pos*4))
-	for tries := 0; ; tries++ {
+	for tries := 0; tries < 100_000; tries++ { // bounded: a peer may write any state
 		if l.hints == 0 {
 			if err := q.fetchHints(l, big, tries); err != nil {
 				return 0, err
@@ -53,6 +53,7 @@ func (q *Queue) reserve(l *lane, pos uint64, big bool) (uint64, error) {
 			return s, nil
 		}
 	}
+	return 0, errNoSlot
 }
 
 // fetchHints fills the lane's hints.

@@ -206,6 +206,10 @@ func (q *Queue) spin(ready func(bool) bool) bool {
 
 // waitToClaim sleeps until a message can be claimed.
 func (q *Queue) waitToClaim(ctx context.Context, f *driver.Filter, room int, c *claimed) error {
+	if err := q.enter(); err != nil {
+		return err
+	}
+	defer q.exit()
 	bit := uint32(specialSleeper)
 	if f.Any() {
 		// One plain receiver of a handle sleeps, the others wait their turn here.

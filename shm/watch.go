@@ -71,15 +71,15 @@ type seenPart struct {
 // look takes a sample. The first one is the base line and makes no events, unless the queue is gone already.
 func (w *watcher) look() error {
 	w.now, w.events = time.Now(), w.events[:0]
-	drop, expire, err := w.o.losses()
-	if err != nil {
-		return err
-	}
 	s, n, _, err := w.o.waiting()
 	if err != nil {
 		return err
 	}
 	w.waiting = int(n)
+	drop, expire, err := w.o.losses() // after consumed: else what is dropped in between would seem received
+	if err != nil {
+		return err
+	}
 	if w.started {
 		w.sent += max(0, seqDiff(headSeq(s.head), w.head))
 		w.taken += seqDiff(s.consumed, w.consumed)

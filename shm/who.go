@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/kumquat-mq/kumquat/driver"
 )
@@ -78,6 +79,21 @@ func (e *entry) last() []string {
 	return out
 }
 
+// busy says what the participant does. Nobody writes down that it takes or gives back the lock, that would cost too much: its mark
+// tells. Only one of those that have the lock's area marked holds it, the others are about to try.
+func (e *entry) busy(lock uint64) (what string, since time.Time) {
+	op, since := doingOf(e.doing)
+	switch {
+	case e.mark&markUsed == 0 && op == opTakeover: // done since
+		return opName(opIdle), time.Time{}
+	case e.mark&markUsed == 0 || op == opTakeover:
+		return opName(op), since
+	case markArea(e.mark) == lockArea(lock):
+		return opName(opLock), time.Time{}
+	}
+	return opName(opFenced), time.Time{} // it was stopped while it held the lock, and does not know yet that it lost it
+}
+
 // Who returns those that have the queue open, the dead that nobody has cleared away yet included (Alive is false).
 func (o *observer) Who(ctx context.Context) ([]driver.Participant, error) {
 	entries, err := o.entries()
@@ -119,9 +135,13 @@ func (o *observer) Who(ctx context.Context) ([]driver.Participant, error) {
 // describe adds to an entry what /proc says of its process. It believes /proc only if the process was started when the entry says:
 // process ids are used again.
 func (o *observer) describe(e *entry, alive bool, users userNames) (driver.Participant, error) {
-	what, since := doingOf(e.doing)
 	p := driver.Participant{Number: e.number, PID: int(e.pid), Command: e.command, UID: int(e.uid), User: users.name(e.uid), State: "?",
-		Doing: opName(what), Since: since, Opened: nanoTime(e.opened), Sent: e.sent, Received: e.received, Alive: alive, Last: e.last()}
+		Opened: nanoTime(e.opened), Sent: e.sent, Received: e.received, Alive: alive, Last: e.last()}
+	lock, err := o.word(offLock)
+	if err != nil {
+		return p, err
+	}
+	p.Doing, p.Since = e.busy(lock)
 	for _, s := range e.ledger {
 		if s == 0 || uint64(s) > o.slots {
 			continue
