@@ -156,7 +156,8 @@ func (q *Queue) read(c *claimed, m *driver.Message, lent *[]byte) error {
 		m.NotBefore, m.Expires = timeOf(int64(*p64(sl, sInline))), timeOf(int64(*p64(sl, sInline+8)))
 	}
 	if len(meta) > 0 {
-		if err := decodeMeta(meta, m); err != nil {
+		var own [metaMax]byte // what a peer changes while we read must not matter
+		if err := decodeMeta(own[:copy(own[:], meta)], m); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -215,7 +216,7 @@ func (c *checker) hot() error {
 		}
 		c.fact(high <= again, "hot words", "%d slots are in use, only %d have memory", high, again)
 	}
-	c.fact(parts <= o.parts, "hot words", "%d participants are in use, there are %d", parts, o.parts)
+	c.fact(parts <= roundUp(o.parts, pageSize/partSize), "hot words", "%d participants are in use, there are %d", parts, o.parts)
 	cur := at(offCur)
 	c.fact(curPrio(cur) <= driver.MaxPriority && cur&^(epochMask<<32|curAlert|0xffff) == 0, "cur", "the word %#x has bits that mean nothing", cur)
 	for k := range areaCount {
@@ -383,7 +384,7 @@ func (c *checker) ready(b *blocks, i, w uint64) error {
 		return err
 	}
 	h := parseSlot(head)
-	why := h.fault(&c.o.layout, link)
+	why := cmp.Or(h.fault(&c.o.layout), h.linkFault(link))
 	if why == "" {
 		var m driver.Message
 		if why, err = c.o.contents(i, &h, &m, true); err != nil {

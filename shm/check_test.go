@@ -218,7 +218,7 @@ func TestCheckWhileChanging(t *testing.T) {
 			h.word(offLock, free)
 		}
 	}()
-	for range 20 {
+	for range 5 {
 		h.check(false)
 	}
 	close(stop)

@@ -11,17 +11,19 @@ import (
 //
 // Who:   the holder.
 func (q *Queue) find(f *driver.Filter) (prio, prev, s uint64, err error) {
-	a := q.hold.a
-	if load(a.heapLen) != 0 {
-		if err := q.collectDue(); err != nil {
-			return 0, 0, noSlot, err
-		}
-	}
-	if err := q.drain(); err != nil {
+	if err := q.drainAndCollect(); err != nil {
 		return 0, 0, noSlot, err
 	}
 	s = noSlot
 	lowest := int64(math.MaxInt64)
+	defer func() {
+		// What was read from slots is true only if we still hold: after a takeover a matching message may have been claimed, and
+		// its slot filled with another that does not match, while a second matching one came. Finding something needs no such
+		// proof: its claim is one.
+		if err == nil && s == noSlot && q.isFenced() {
+			err = errFenced
+		}
+	}()
 	err = q.eachListed(func(p, before, at uint64) bool {
 		if p < uint64(f.MinPriority) {
 			return false

@@ -162,7 +162,7 @@ func (q *Queue) abandon(err error) error {
 		if h.damaged++; h.damaged > 3 {
 			h.damaged = 0
 			q.unlock()
-			return fmt.Errorf("the index breaks again after it was rebuilt: somebody else writes to the file: %w", driver.ErrCorrupt)
+			return errRebuilt
 		}
 		n := h.damaged
 		err := q.takeover(h.my)

@@ -93,10 +93,13 @@ func decodeMeta(b []byte, m *driver.Message) error {
 		case tagContentType:
 			m.ContentType = string(f)
 		case tagHeader:
-			if n < 2 || n < 2+int(binary.LittleEndian.Uint16(f)) {
+			if n < 2 {
 				return bad
 			}
 			k := 2 + int(binary.LittleEndian.Uint16(f))
+			if k > n {
+				return bad
+			}
 			if m.Headers == nil {
 				m.Headers = map[string]string{}
 			}

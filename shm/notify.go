@@ -83,7 +83,12 @@ type descriptor struct {
 }
 
 // FD returns a descriptor for poll, select and epoll. See driver.Descriptor.
-func (q *Queue) FD() (int, error) {
+func (q *Queue) FD() (_ int, err error) {
+	if err := q.enter(); err != nil {
+		return -1, err
+	}
+	defer q.exit()
+	defer q.guard(debug.SetPanicOnFault(true), &err)
 	d := &q.fd
 	d.mu.Lock()
 	defer d.mu.Unlock()

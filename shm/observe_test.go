@@ -57,7 +57,7 @@ func makeQueue(t testing.TB, opt driver.Options) *handmade {
 	}
 	h.o = &observer{f: ro, layout: l, name: "/hand", path: path, self: -1}
 	h.word(offCur, curWord(0, driver.MaxPriority))
-	h.word(offPartHigh, min(4, l.parts))
+	h.word(offPartHigh, pageSize/partSize)
 	return h
 }
 

@@ -75,13 +75,14 @@ func (q *Queue) errFull(limit uint64) error {
 
 var errFullHeadroom = fmt.Errorf("only the headroom for higher priorities is left: %w", driver.ErrFull)
 
-// surelyFull reports that the queue is full, without the lock: nobody holds it, nothing is timed, and its word did not change.
+// surelyFull reports that the queue is full, without the lock: nobody holds it, all is drained, nothing is timed, and its word did
+// not change.
 func (q *Queue) surelyFull(n, limit uint64) bool {
 	h := load(q.head)
 	l := load(q.lockw)
 	a := &q.areas[lockArea(l)]
 	c := load(a.consumed)
-	return !lockIsHeld(l) && load(a.heapLen) == 0 && uint64(seqDiff(headSeq(h)+n, c)) > limit && load(q.lockw) == l
+	return !lockIsHeld(l) && load(a.heapLen) == 0 && lockDrained(l) == headSeq(h) && uint64(seqDiff(headSeq(h)+n, c)) > limit && load(q.lockw) == l
 }
 
 // makeRoom takes the lock, collects what is over and, if policy says so, evicts. It reports whether n messages fit now.
@@ -113,13 +114,8 @@ func (q *Queue) makeRoom(ctx context.Context, low, n, limit uint64, policy drive
 
 func (q *Queue) roomUnderLock(low, n, limit uint64, policy driver.Overflow) (bool, error) {
 	a := q.hold.a
-	if err := q.drain(); err != nil {
+	if err := q.drainAndCollect(); err != nil {
 		return false, err
-	}
-	if load(a.heapLen) != 0 {
-		if err := q.collectDue(); err != nil {
-			return false, err
-		}
 	}
 	for tries := uint64(0); uint64(seqDiff(headSeq(load(q.head))+n, load(a.consumed))) > limit; tries++ {
 		if policy < driver.DropOldest || tries > 2*q.max {
@@ -265,12 +261,7 @@ func (q *Queue) purgeSome(ctx context.Context, f *driver.Filter, until uint64) (
 
 func (q *Queue) purgeUnderLock(f *driver.Filter, until uint64) (n int, more bool, err error) {
 	a := q.hold.a
-	if load(a.heapLen) != 0 {
-		if err := q.collectDue(); err != nil {
-			return 0, false, err
-		}
-	}
-	if err := q.drain(); err != nil {
+	if err := q.drainAndCollect(); err != nil {
 		return 0, false, err
 	}
 	type victim struct{ prio, prev, s uint64 }

@@ -2,6 +2,7 @@ package shm
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"strconv"
@@ -64,12 +65,12 @@ func (q *Queue) register() error {
 func (q *Queue) adopt(p uint64) bool {
 	e := q.entryOf(p)
 	w := load(p64(e, pWord))
-	if partState(w) == partLive && !q.reclaim(p) {
+	q.me, q.entry, q.mark, q.ledger = p, e, p64(e, pMark), unsafe.Add(e, pLedger)
+	if partState(w) == partLive && !q.reclaim(p) && !(q.drainOnce() && q.reclaim(p)) {
 		return false
 	}
 	gen := partGen(w) + 1
-	q.me, q.gen, q.entry, q.self = p, gen&genMask, e, int(p)
-	q.mark, q.ledger = p64(e, pMark), unsafe.Add(e, pLedger)
+	q.gen, q.self = gen&genMask, int(p)
 	q.reserved, q.taken = ownerWord(kindReserved, p, q.gen), ownerWord(kindTaken, p, q.gen)
 	for off := uint64(pMark); off < pCommand; off += 8 {
 		atomic.StoreUint64(p64(e, off), 0)
@@ -85,8 +86,30 @@ func (q *Queue) adopt(p uint64) bool {
 	return true
 }
 
+// drainOnce drains the queue, as the dead participant whose entry we have locked could have: its mark serves for ours. After it
+// every message is decided that was not when reclaim looked.
+func (q *Queue) drainOnce() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	q.lk.mustLock()
+	defer q.lk.unlock()
+	for {
+		if q.acquire(ctx) != nil {
+			return false
+		}
+		err := q.drain()
+		if err == nil {
+			q.unlock()
+			return true
+		}
+		if q.abandon(err) != nil {
+			return false
+		}
+	}
+}
+
 // reclaim frees what dead participant p held. It reports false if a message of p's is neither surely published nor surely not:
-// then somebody has to drain the queue first, and another entry will do.
+// then somebody has to drain the queue first.
 //
 // Who:   the holder of p's byte lock, so one at a time; p is dead.
 // Order: ledger, then the slot's word, then (for READY) its writer, drained, head and evidence. An owner's word names its

@@ -33,7 +33,7 @@ func parseSlot(b []byte) slotHead {
 }
 
 // fault says what is wrong with a published message's header, or "".
-func (h *slotHead) fault(l *layout, link uint64) string {
+func (h *slotHead) fault(l *layout) string {
 	inline := uint64(0)
 	if h.flags&flagMetaOut == 0 {
 		inline += h.metaLen
@@ -54,12 +54,19 @@ func (h *slotHead) fault(l *layout, link uint64) string {
 		return fmt.Sprintf("has a body of %d bytes, but memory for %d only", h.size, h.bodyUp)
 	case h.typ < 0:
 		return fmt.Sprintf("has the type %d, types are positive", h.typ)
+	case h.notBefore < 0 || h.expires < 0:
+		return "has a negative time"
+	}
+	return ""
+}
+
+// linkFault says what is wrong with its link, or "".
+func (h *slotHead) linkFault(link uint64) string {
+	switch {
 	case link&^(2*linkDelayed-1) != 0:
 		return fmt.Sprintf("has a link %#x with bits that mean nothing", link)
 	case linkIsTimed(link) != (h.flags&flagTimed != 0) || link&linkDelayed != 0 && h.notBefore == 0:
 		return "is timed according to its link or to its flags, but not to both"
-	case h.notBefore < 0 || h.expires < 0:
-		return "has a negative time"
 	}
 	return ""
 }
@@ -90,13 +97,17 @@ func nanoTime(ns int64) time.Time {
 // that is damaged is yielded as an error that wraps ErrCorrupt; the next one follows it.
 func (o *observer) Peek(ctx context.Context, p driver.PeekOptions) iter.Seq2[driver.Message, error] {
 	return func(yield func(driver.Message, error) bool) {
-		s, due, delayed, err := o.order(ctx, p.Filter)
+		blind := p.Match == nil && p.Filter.Key == "" // what is skipped need not be read
+		bound := 0
+		if sum := p.Skip + p.Limit; blind && p.Limit > 0 && sum > 0 && sum < boundMost {
+			bound = 2*sum + boundSpare
+		}
+		s, due, delayed, err := o.order(ctx, p.Filter, bound)
 		if err != nil {
 			yield(driver.Message{}, err)
 			return
 		}
 		skip, left := p.Skip, p.Limit
-		blind := p.Match == nil && p.Filter.Key == "" // what is skipped need not be read
 		for n, k := range sorted(due, delayed, p.Limit > 0) {
 			if blind && skip > 0 {
 				skip--
@@ -106,7 +117,7 @@ func (o *observer) Peek(ctx context.Context, p driver.PeekOptions) iter.Seq2[dri
 				yield(driver.Message{}, driver.ContextError(ctx))
 				return
 			}
-			m, ok, err := o.message(uint64(k.slot), (k.minor+headSeq(s.head)+1)&seqMask, p.NoBody && p.Match == nil)
+			m, ok, err := o.message(k, s, p.NoBody && p.Match == nil)
 			switch {
 			case err != nil:
 				if !yield(m, err) {
@@ -132,8 +143,35 @@ func (o *observer) Peek(ctx context.Context, p driver.PeekOptions) iter.Seq2[dri
 	}
 }
 
-// order returns the keys of the messages that may match f: those due and those delayed.
-func (o *observer) order(ctx context.Context, f driver.Filter) (s *snapshot, due, delayed []key, err error) {
+// A peek that is limited keeps the first keys only: some more than it needs, since messages may be taken before they are read.
+const (
+	boundMost  = 1 << 20
+	boundSpare = 1000
+)
+
+// firstKeys gathers keys; with a bound only the lowest, at least bound of them.
+type firstKeys struct {
+	keys  []key
+	bound int
+	worst key // of the bound that were kept last
+	full  bool
+}
+
+func (f *firstKeys) add(k key) {
+	if f.full && compareKeys(k, f.worst) > 0 {
+		return
+	}
+	f.keys = append(f.keys, k)
+	if f.bound > 0 && len(f.keys) >= 2*f.bound {
+		slices.SortFunc(f.keys, compareKeys)
+		f.keys = f.keys[:f.bound]
+		f.worst, f.full = f.keys[f.bound-1], true
+	}
+}
+
+// order returns the keys of the messages that may match f: those due and those delayed; if bound is not 0, of either the first
+// bound at least.
+func (o *observer) order(ctx context.Context, f driver.Filter, bound int) (s *snapshot, due, delayed []key, err error) {
 	if err := o.gone(); err != nil {
 		return nil, nil, nil, err
 	}
@@ -142,6 +180,7 @@ func (o *observer) order(ctx context.Context, f driver.Filter) (s *snapshot, due
 	}
 	now := time.Now().UnixNano()
 	f.Key = "" // needs the metadata: Peek asks again
+	dues, delays := firstKeys{bound: bound}, firstKeys{bound: bound}
 	err = s.messages(ctx, func(e *seen) bool {
 		h := parseSlot(e.head)
 		m := driver.Message{Type: h.typ, Priority: int(linkPrio(e.link))}
@@ -151,17 +190,20 @@ func (o *observer) order(ctx context.Context, f driver.Filter) (s *snapshot, due
 		k := key{minor: (driver.MaxPriority-linkPrio(e.link))<<seqBits | (seqOf(e.state)-headSeq(s.head)-1)&seqMask, slot: uint32(e.slot)}
 		if h.notBefore > now {
 			k.major = h.notBefore
-			delayed = append(delayed, k)
+			delays.add(k)
 			return true
 		}
 		if f.TypeAtMost > 0 {
 			k.major = h.typ
 		}
-		due = append(due, k)
+		dues.add(k)
 		return true
 	})
-	return s, due, delayed, err
+	return s, dues.keys, delays.keys, err
 }
+
+func (k *key) prio() uint64           { return driver.MaxPriority - k.minor>>seqBits }
+func (k *key) seq(s *snapshot) uint64 { return (k.minor + headSeq(s.head) + 1) & seqMask }
 
 // sorted yields due, then delayed, each in order. If only a few will be asked for it makes a heap instead of sorting them all.
 func sorted(due, delayed []key, few bool) iter.Seq2[int, key] {
@@ -216,9 +258,11 @@ func (o *observer) carries(i, seq uint64) (bool, error) {
 	return kindOf(w) == kindReady && seqOf(w) == seq, err
 }
 
-// message reads the message seq out of slot i; false: it is no longer there. What was read counts only if the state word says
-// the same afterwards. A takeover may have changed the tag: that is no change of the message.
-func (o *observer) message(i, seq uint64, noBody bool) (m driver.Message, ok bool, err error) {
+// message reads the message of k; false: it is no longer there. What was read counts only if the state word says the same
+// afterwards. A takeover may have changed the tag: that is no change of the message. Nor can the link that k was made from have
+// been another's: a slot that has carried another message since never carries this one again.
+func (o *observer) message(k key, s *snapshot, noBody bool) (m driver.Message, ok bool, err error) {
+	i, seq := uint64(k.slot), k.seq(s)
 	var b [slotSize]byte
 	if err := o.read(b[:], o.slotBase(i)); err != nil {
 		return m, false, err
@@ -226,14 +270,10 @@ func (o *observer) message(i, seq uint64, noBody bool) (m driver.Message, ok boo
 	if w := u64at(b[:], sState); kindOf(w) != kindReady || seqOf(w) != seq {
 		return m, false, nil
 	}
-	link, err := o.word(o.linkBase(i))
-	if err != nil {
-		return m, false, err
-	}
 	h := parseSlot(b[:])
-	m = driver.Message{Priority: int(linkPrio(link)), Type: h.typ, NotBefore: nanoTime(h.notBefore), Expires: nanoTime(h.expires),
+	m = driver.Message{Priority: int(k.prio()), Type: h.typ, NotBefore: nanoTime(h.notBefore), Expires: nanoTime(h.expires),
 		Enqueued: nanoTime(h.enqueued), Attempt: int(h.attempt), Sender: int(h.sender), Seq: seq}
-	why := h.fault(&o.layout, link)
+	why := h.fault(&o.layout)
 	if why == "" {
 		why, err = o.contents(i, &h, &m, noBody)
 		if err != nil {

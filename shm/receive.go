@@ -193,7 +193,7 @@ func (q *Queue) look() (int, error) {
 		c = load(q.cur)
 	}
 	step("look")
-	if err := q.drain(); err != nil {
+	if err := q.drainAndCollect(); err != nil { // what came may be due, or over, already
 		return 0, err
 	}
 	if best = a.top(); alerted && best >= 0 && uint64(best) > curPrio(c) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"time"
 
 	"github.com/kumquat-mq/kumquat/driver"
 )
@@ -182,6 +183,7 @@ func (q *Queue) publish(l *lane, ss, links []uint64, low, top uint64) error {
 			store(q.stateOf(s), q.reserved)
 		}
 	}
+	q.record(opSend, headSlot(h), headSeq(h)+1)
 	step("alert")
 	for {
 		c := load(q.cur)
@@ -220,6 +222,10 @@ func (q *Queue) limitOf(prio uint64) uint64 {
 func (q *Queue) SendBatch(ctx context.Context, ms []driver.Message, try bool) (err error) {
 	defer q.guard(debug.SetPanicOnFault(true), &err)
 	if len(ms) == 0 {
+		if err := q.enter(); err != nil {
+			return err
+		}
+		defer q.exit()
 		return q.usable()
 	}
 	if len(ms) > q.maxBatch() {
@@ -302,7 +308,15 @@ func (q *Queue) sendBatch(ctx context.Context, b *batch) error {
 
 // takePositions takes n places of the ledger, or waits without any until they may be there.
 func (q *Queue) takePositions(ctx context.Context, n int, pos []uint64, try bool) error {
+	if err := q.enter(); err != nil {
+		return err
+	}
+	defer q.exit()
+	var slice *time.Ticker
 	for {
+		if err := q.usable(); err != nil {
+			return err
+		}
 		got := 0
 		for ; got < n; got++ {
 			if pos[got] = q.takePosition(); pos[got] == 0 {
@@ -318,8 +332,13 @@ func (q *Queue) takePositions(ctx context.Context, n int, pos []uint64, try bool
 		if try {
 			return fmt.Errorf("this handle's other batches, reservations and loans hold too many slots: %w", driver.ErrFull)
 		}
+		if slice == nil { // nobody tells us of a removal
+			slice = time.NewTicker(hubSlice)
+			defer slice.Stop()
+		}
 		select {
 		case <-q.poolFreed:
+		case <-slice.C:
 		case <-ctx.Done():
 			return driver.ContextError(ctx)
 		case <-q.closing:
@@ -331,10 +350,14 @@ func (q *Queue) takePositions(ctx context.Context, n int, pos []uint64, try bool
 // checkAge refuses a send when the oldest waiting message is nearly half the range of seqs behind. It runs once in 2^32 sends.
 func (q *Queue) checkAge() error {
 	const oldest = 1 << 38
-	q.lk.mustLock()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if !q.lk.lock(ctx, q.closing) {
+		return q.sentAway(ctx)
+	}
 	defer q.lk.unlock()
 	for {
-		if err := q.acquire(context.Background()); err != nil {
+		if err := q.acquire(ctx); err != nil {
 			return err
 		}
 		err := q.drain()

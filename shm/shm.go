@@ -83,10 +83,12 @@ type Queue struct {
 	clock      coarseClock
 	spins      atomic.Uint32 // adaptive
 
-	ops     atomic.Int64 // operations that may touch the mapping without a lane or lk
-	state   atomic.Int32 // stateOpen, …
-	closing chan struct{}
+	ops     atomic.Int64  // operations that may touch the mapping without a lane or lk
+	state   atomic.Int32  // stateOpen, …
+	closing chan struct{} // closed by Close and by a fault
 	once    sync.Once
+	faulted chan struct{} // closed by a fault
+	broken  sync.Once
 	fault   atomic.Pointer[error]
 
 	fd     descriptor
@@ -177,9 +179,9 @@ func (d Driver) OpenQueue(ctx context.Context, name string, o *driver.Options) (
 }
 
 // attach maps the file and registers a participant.
-func (d Driver) attach(f *os.File, l layout, name string, readOnly bool) (q *Queue, err error) {
-	q = &Queue{observer: observer{f: f, layout: l, name: name, path: f.Name(), self: -1}, driver: d, dir: d.dir(), closing: make(chan struct{}),
-		poolFreed: make(chan struct{}, 1)}
+func (d Driver) attach(f *os.File, l layout, name string, readOnly bool) (_ *Queue, err error) {
+	q := &Queue{observer: observer{f: f, layout: l, name: name, path: f.Name(), self: -1}, driver: d, dir: d.dir(), closing: make(chan struct{}),
+		faulted: make(chan struct{}), poolFreed: make(chan struct{}, 1)}
 	if readOnly {
 		return q, nil
 	}
@@ -246,6 +248,7 @@ func (q *Queue) guard(old bool, err *error) {
 // breakWith makes the handle useless: what its goroutines hold in this process stays held, so all are sent away.
 func (q *Queue) breakWith(e error) {
 	q.fault.CompareAndSwap(nil, &e)
+	q.broken.Do(func() { close(q.faulted) })
 	if q.state.CompareAndSwap(stateOpen, stateBroken) {
 		q.once.Do(func() { close(q.closing) })
 	}
@@ -313,9 +316,7 @@ func (q *Queue) exit() {
 // leave waits until no goroutine of this process touches the mapping, signs off and unmaps.
 func (q *Queue) leave(broken bool) {
 	q.notify.wait()
-	for q.ops.Load() != 0 {
-		<-q.poolFreed
-	}
+	broken = !q.settle() || broken
 	hubForget(q)
 	if broken {
 		// A goroutine may have been sent away in the middle of anything, another may still be inside: the addresses stay taken,
@@ -323,19 +324,35 @@ func (q *Queue) leave(broken bool) {
 		_, _ = unix.MmapPtr(-1, 0, q.base, uintptr(q.size), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED|unix.MAP_NORESERVE)
 		return
 	}
-	for i := range q.lanes {
-		q.lanes[i].mustLock()
-	}
-	q.lk.mustLock()
-	for q.positions.Load() != 1<<q.pool-1 {
-		<-q.poolFreed
-	}
 	func() {
 		var err error
 		defer q.guard(debug.SetPanicOnFault(true), &err)
 		q.unregister()
 	}()
 	_ = unix.MunmapPtr(q.base, uintptr(q.size))
+}
+
+// settle waits until no operation is under way. false: one met a fault, and what it held stays held.
+func (q *Queue) settle() bool {
+	wait := func(done func() bool) bool {
+		for !done() {
+			select {
+			case <-q.poolFreed:
+			case <-q.faulted:
+				return false
+			}
+		}
+		return true
+	}
+	if !wait(func() bool { return q.ops.Load() == 0 }) {
+		return false
+	}
+	for i := range q.lanes {
+		if !q.lanes[i].lock(context.Background(), q.faulted) {
+			return false
+		}
+	}
+	return q.lk.lock(context.Background(), q.faulted) && wait(func() bool { return q.positions.Load() == 1<<q.pool-1 })
 }
 
 // Remove removes the queue: the flag first, so that everybody who has it open gets ErrRemoved, then the name.
@@ -374,7 +391,7 @@ func (d Driver) flagRemoved(f *os.File, l layout) (err error) {
 		return d.sysError("map", f.Name(), err)
 	}
 	defer func() { _ = unix.MunmapPtr(base, hotEnd) }()
-	q := &Queue{base: base, observer: observer{layout: l, f: f, name: f.Name()}, closing: make(chan struct{})}
+	q := &Queue{base: base, observer: observer{layout: l, f: f, name: f.Name()}, closing: make(chan struct{}), faulted: make(chan struct{})}
 	q.size = hotEnd
 	defer q.guard(debug.SetPanicOnFault(true), &err)
 	atomic.StoreUint64(p64(base, offRemoved), 1)

@@ -94,6 +94,9 @@ func (q *Queue) fetchHints(l *lane, big bool, tries int) error {
 	for high < q.slots {
 		n := min(freshBatch, q.slots-high, 64-high%64)
 		if err := q.back(high + n); err != nil {
+			if q.scanFree(l, high) {
+				return nil
+			}
 			return err
 		}
 		if cas(q.high, high, high+n) {
@@ -102,20 +105,27 @@ func (q *Queue) fetchHints(l *lane, big bool, tries int) error {
 		}
 		high = load(q.high)
 	}
-	// Hints get lost with those who die. The states know.
-	for s := uint64(0); s < q.slots; s += 64 {
+	if q.scanFree(l, high) {
+		return nil
+	}
+	return errNoSlot
+}
+
+// scanFree looks at the states of the first n slots: hints get lost with those who die, or are kept by those who freed the slots.
+func (q *Queue) scanFree(l *lane, n uint64) bool {
+	for s := uint64(0); s < n; s += 64 {
 		var found uint64
-		for b := uint64(0); b < 64 && s+b < q.slots; b++ {
+		for b := uint64(0); b < 64 && s+b < n; b++ {
 			if load(q.stateOf(s+b)) == kindFree {
 				found |= 1 << b
 			}
 		}
 		if found != 0 {
 			l.hintWord, l.hints = s/64, found
-			return nil
+			return true
 		}
 	}
-	return errNoSlot
+	return false
 }
 
 // errNoSlot: for a moment others hold more than they should (the dead do, until their numbers are used again). It is like full.

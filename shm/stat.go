@@ -97,7 +97,7 @@ func (o *observer) statMessages(ctx context.Context, s *driver.Stats, n uint64, 
 	now, found := time.Now().UnixNano(), uint64(0)
 	return snap.messages(ctx, func(e *seen) bool {
 		h, prio := parseSlot(e.head), int(linkPrio(e.link))
-		if h.fault(&o.layout, e.link) == "" {
+		if h.fault(&o.layout) == "" {
 			s.Bytes += int64(h.size)
 		}
 		if h.notBefore > now {

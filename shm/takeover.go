@@ -6,6 +6,9 @@ import (
 	"github.com/kumquat-mq/kumquat/driver"
 )
 
+// errRebuilt: what a rebuild wrote was changed while it ran.
+var errRebuilt = fmt.Errorf("the index breaks while it is rebuilt: somebody else writes to the file: %w", driver.ErrCorrupt)
+
 // takeover takes the held lock l from its holder and builds the index anew, in an area that nobody may still touch. On success we
 // hold the lock. errFenced: somebody else was faster, or took over from us.
 //
@@ -35,9 +38,16 @@ func (q *Queue) takeover(l uint64) error {
 	q.count(pTakeovers, 1)
 	h.my, h.a, h.drained = my, &q.areas[area], lockDrained(l)
 	if err := q.rebuild(tagOfEpoch(epoch)); err != nil {
-		store(q.mark, 0) // and the lock stays held: the index is not whole, so the next one has to build it again
+		// The lock stays held: the index is not whole, so the next one has to build it again.
+		store(q.mark, 0)
+		h.my = 0 // and we hold nothing
+		q.doing(opIdle)
+		if err == errDamaged {
+			err = errRebuilt
+		}
 		return err
 	}
+	q.doing(opIdle)
 	wakeAll(q.sendWait)
 	wakeAll(q.recvWait)
 	return nil

@@ -56,6 +56,17 @@ func (q *Queue) enlist(a *area, link, s, expected, seq uint64) error {
 	return nil
 }
 
+// drainAndCollect brings the index up to date: what was published is in it, what is due in its list, what has expired gone.
+func (q *Queue) drainAndCollect() error {
+	if err := q.drain(); err != nil {
+		return err
+	}
+	if load(q.hold.a.heapLen) == 0 {
+		return nil
+	}
+	return q.collectDue()
+}
+
 // collectDue gives due messages their places and drops expired ones.
 func (q *Queue) collectDue() error {
 	a := q.hold.a

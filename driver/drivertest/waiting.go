@@ -1,0 +1,284 @@
+package drivertest
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/kumquat-mq/kumquat"
+)
+
+type ctxT = context.Context
+
+func waitCancel(t testing.TB) (context.Context, context.CancelFunc) {
+	return context.WithCancel(waiting(t))
+}
+
+// The Try calls never wait, and say which of the two states they met.
+func try(s *suite, t *testing.T) {
+	q := s.queue(t, kumquat.Options{MaxMessages: 1})
+	empty(t, q, kumquat.Filter{})
+	send(t, q, text("a", 0))
+	want(t, q.TrySend(text("b", 9)), kumquat.ErrFull)
+	takes(t, q, kumquat.Filter{}, "a")
+	empty(t, q, kumquat.Filter{})
+}
+
+// A context bounds waiting only: what need not wait succeeds under a context that is done, as POSIX.1-2024 has it for mq_timedsend.
+func doneContexts(s *suite, t *testing.T) {
+	q := s.queue(t, kumquat.Options{MaxMessages: 1})
+	past, cancel := context.WithDeadline(context.Background(), time.Now().Add(-time.Hour))
+	defer cancel()
+	cancelled, cancel2 := context.WithCancel(context.Background())
+	cancel2()
+	for _, c := range []struct {
+		ctx  context.Context
+		errs []error
+	}{
+		{past, []error{kumquat.ErrTimeout, context.DeadlineExceeded}},
+		{cancelled, []error{context.Canceled}},
+	} {
+		for _, e := range c.errs {
+			_, err := q.Receive(c.ctx)
+			want(t, err, e)
+			want(t, q.Send(c.ctx, text("a", 0)), nil)
+			want(t, q.Send(c.ctx, text("b", 0)), e)
+			m, err := q.Receive(c.ctx)
+			want(t, err, nil)
+			if string(m.Body) != "a" {
+				t.Fatalf("got %q", m.Body)
+			}
+		}
+	}
+}
+
+// A deadline that passes while a call waits ends it with ErrTimeout, not earlier, and nothing was sent or taken.
+func deadlines(s *suite, t *testing.T) {
+	q := s.queue(t, kumquat.Options{MaxMessages: 1})
+	for _, d := range []time.Duration{time.Millisecond, 60 * time.Millisecond} {
+		begin := time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), d)
+		_, err := q.Receive(ctx)
+		want(t, err, kumquat.ErrTimeout)
+		if since := time.Since(begin); since < d {
+			t.Errorf("a receive of %v ended after %v", d, since)
+		}
+		cancel()
+		send(t, q, text("a", 0))
+		begin = time.Now()
+		ctx, cancel = context.WithTimeout(context.Background(), d)
+		want(t, q.Send(ctx, text("b", 5)), kumquat.ErrTimeout)
+		if since := time.Since(begin); since < d {
+			t.Errorf("a send of %v ended after %v", d, since)
+		}
+		cancel()
+		takes(t, q, kumquat.Filter{}, "a")
+		empty(t, q, kumquat.Filter{})
+	}
+	// A deadline that is very far must not overflow into the past.
+	far, cancel := context.WithDeadline(context.Background(), time.Now().Add(200*365*24*time.Hour))
+	defer cancel()
+	c := receiveLater(far, q)
+	s.blocked(t, q, 1, 0)
+	send(t, q, text("z", 0))
+	if r := get(t, c); r.err != nil || string(r.m.Body) != "z" {
+		t.Errorf("got %q, %v", r.m.Body, r.err)
+	}
+}
+
+// Cancelling ends a blocked call within 100 ms; the best of some trials counts, because the machine may be busy. A cancelled call
+// has done nothing.
+func cancellation(s *suite, t *testing.T) {
+	q := s.queue(t, kumquat.Options{MaxMessages: 1})
+	measure := func(name string, call func(context.Context) error, receivers, senders int) {
+		best := time.Hour
+		for range 20 {
+			ctx, cancel := waitCancel(t)
+			c := make(chan error, 1)
+			go func() { c <- call(ctx) }()
+			s.blocked(t, q, receivers, senders)
+			begin := time.Now()
+			cancel()
+			want(t, get(t, c), context.Canceled)
+			if best = min(best, time.Since(begin)); best <= 100*time.Millisecond {
+				return
+			}
+		}
+		t.Errorf("%s: cancelling took %v at best", name, best)
+	}
+	measure("receive", func(ctx context.Context) error { _, err := q.Receive(ctx); return err }, 1, 0)
+	measure("receive batch", func(ctx context.Context) error { _, err := q.ReceiveBatch(ctx, 3); return err }, 1, 0)
+	send(t, q, text("a", 0))
+	measure("send", func(ctx context.Context) error { return q.Send(ctx, text("b", 9)) }, 0, 1)
+	measure("send bytes", func(ctx context.Context) error { return q.SendBytes(ctx, []byte("b"), 9) }, 0, 1)
+	takes(t, q, kumquat.Filter{}, "a")
+	empty(t, q, kumquat.Filter{})
+}
+
+// A receiver that waits gets what is sent, a sender that waits gets the room that is made, whichever handle they use.
+func wakes(s *suite, t *testing.T) {
+	q := s.queue(t, kumquat.Options{MaxMessages: 1})
+	p := s.again(t, q)
+	ctx := waiting(t)
+	for range 20 {
+		c := receiveLater(ctx, p)
+		s.blocked(t, q, 1, 0)
+		send(t, q, text("a", 0))
+		if r := get(t, c); r.err != nil || string(r.m.Body) != "a" {
+			t.Fatalf("got %q, %v", r.m.Body, r.err)
+		}
+		send(t, q, text("b", 0))
+		c = sendLater(ctx, p, text("c", 0))
+		s.blocked(t, q, 0, 1)
+		takes(t, q, kumquat.Filter{}, "b")
+		want(t, get(t, c).err, nil)
+		takes(t, q, kumquat.Filter{}, "c")
+	}
+	// As many waiters as there are messages are served: no wake-up is lost among several.
+	var cs []<-chan result
+	for range 8 {
+		cs = append(cs, receiveLater(ctx, q), receiveLater(ctx, p))
+	}
+	s.blocked(t, q, 16, 0)
+	for range cs {
+		want(t, q.Send(ctx, text("x", 0)), nil)
+	}
+	for _, c := range cs {
+		want(t, get(t, c).err, nil)
+	}
+	send(t, q, text("first", 0))
+	cs = cs[:0]
+	for range 8 {
+		cs = append(cs, sendLater(ctx, q, text("x", 0)), sendLater(ctx, p, text("x", 0)))
+	}
+	s.blocked(t, q, 0, 16)
+	for range 1 + len(cs) {
+		_, err := q.Receive(ctx)
+		want(t, err, nil)
+	}
+	for _, c := range cs {
+		want(t, get(t, c).err, nil)
+	}
+	empty(t, q, kumquat.Filter{})
+}
+
+// Close wakes those who wait on its handle, and only those. After it the handle is of no use, and says so.
+func closing(s *suite, t *testing.T) {
+	q := s.queue(t, kumquat.Options{MaxMessages: 1})
+	ctx := waiting(t)
+	p := s.again(t, q)
+	other, mine := receiveLater(ctx, q), receiveLater(ctx, p)
+	s.blocked(t, q, 2, 0)
+	want(t, p.Close(), nil)
+	want(t, get(t, mine).err, kumquat.ErrClosed)
+	pending(t, other)
+	send(t, q, text("a", 0))
+	want(t, get(t, other).err, nil)
+
+	p = s.again(t, q)
+	send(t, q, text("b", 0))
+	mine = sendLater(ctx, p, text("c", 0))
+	s.blocked(t, q, 0, 1)
+	want(t, p.Close(), nil)
+	want(t, get(t, mine).err, kumquat.ErrClosed)
+
+	want(t, p.Close(), kumquat.ErrClosed)
+	want(t, p.TrySend(text("d", 0)), kumquat.ErrClosed)
+	want(t, p.TrySendBytes(nil, 0), kumquat.ErrClosed)
+	_, err := p.TryReceive()
+	want(t, err, kumquat.ErrClosed)
+	_, err = p.Receive(ctx)
+	want(t, err, kumquat.ErrClosed)
+	_, err = p.TryReceiveBatch(1)
+	want(t, err, kumquat.ErrClosed)
+	_, err = p.Stat(ctx)
+	want(t, err, kumquat.ErrClosed)
+	takes(t, q, kumquat.Filter{}, "b")
+	empty(t, q, kumquat.Filter{})
+
+	// Closing while others are in the middle of calls must neither crash nor hang them.
+	for range 10 {
+		p := s.again(t, q)
+		var cs []<-chan result
+		for range 4 {
+			cs = append(cs, receiveLater(ctx, p), sendLater(ctx, p, text("x", 0)))
+		}
+		want(t, p.Close(), nil)
+		for _, c := range cs {
+			if err := get(t, c).err; err != nil {
+				want(t, err, kumquat.ErrClosed)
+			}
+		}
+		if _, err := q.TryReceive(); err != nil {
+			want(t, err, kumquat.ErrEmpty)
+		}
+	}
+}
+
+// Remove wakes those who wait. A queue of the same name is a new one, which old handles do not reach.
+func removing(s *suite, t *testing.T) {
+	q := s.queue(t, kumquat.Options{MaxMessages: 2})
+	ctx := waiting(t)
+	p := s.again(t, q)
+	c1, c2 := receiveLater(ctx, q), receiveLater(ctx, p)
+	s.blocked(t, q, 2, 0)
+	want(t, kumquat.Remove(ctx, q.Name()), nil)
+	want(t, get(t, c1).err, kumquat.ErrRemoved)
+	want(t, get(t, c2).err, kumquat.ErrRemoved)
+	want(t, kumquat.Remove(ctx, q.Name()), kumquat.ErrNotFound)
+	_, err := kumquat.Open(ctx, q.Name(), nil)
+	want(t, err, kumquat.ErrNotFound)
+
+	n, err := kumquat.Open(ctx, q.Name(), s.bounded(kumquat.Options{MaxMessages: 2}))
+	want(t, err, nil)
+	defer n.Close()
+	want(t, q.TrySend(text("old", 0)), kumquat.ErrRemoved)
+	want(t, q.Send(ctx, text("old", 0)), kumquat.ErrRemoved)
+	_, err = q.Receive(ctx)
+	want(t, err, kumquat.ErrRemoved)
+	empty(t, n, kumquat.Filter{})
+	send(t, n, text("new", 0))
+	_, err = p.Receive(ctx)
+	want(t, err, kumquat.ErrRemoved)
+	takes(t, n, kumquat.Filter{}, "new")
+
+	send(t, n, text("a", 0), text("b", 0))
+	c := sendLater(ctx, n, text("c", 0))
+	s.blocked(t, n, 0, 1)
+	want(t, kumquat.Remove(ctx, n.Name()), nil)
+	want(t, get(t, c).err, kumquat.ErrRemoved)
+	// What was in a removed queue does not come back in the next of its name.
+	again, err := kumquat.Open(ctx, q.Name(), s.bounded(kumquat.Options{MaxMessages: 2}))
+	want(t, err, nil)
+	defer again.Close()
+	empty(t, again, kumquat.Filter{})
+}
+
+// The iterator takes one message a step, yields an error once, and ends.
+func iterator(s *suite, t *testing.T) {
+	q := s.queue(t, kumquat.Options{MaxMessages: 5})
+	send(t, q, text("a", 0), text("b", 0), text("c", 0))
+	ctx, cancel := waitCancel(t)
+	for m, err := range q.Messages(ctx) {
+		if want(t, err, nil); string(m.Body) == "b" {
+			break
+		}
+	}
+	if n := stat(t, q).Messages; n != 1 {
+		t.Fatalf("%d messages are left, want 1", n)
+	}
+	var bodies []string
+	var errs []error
+	for m, err := range q.Messages(ctx) {
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		bodies = append(bodies, string(m.Body))
+		cancel()
+	}
+	if len(bodies) != 1 || len(errs) != 1 || !errors.Is(errs[0], context.Canceled) {
+		t.Fatalf("bodies %q, errors %v", bodies, errs)
+	}
+}
