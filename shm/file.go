@@ -87,6 +87,8 @@ func (d Driver) sysError(op, path string, err error) error {
 		return driver.ErrExists
 	case errors.Is(err, unix.ELOOP):
 		return fmt.Errorf("%s is a symbolic link, queues are not opened through links: %w", path, driver.ErrPermission)
+	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
+		return fmt.Errorf("%s is not a regular file: %w", path, driver.ErrCorrupt)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err, unix.EROFS):
 		return fmt.Errorf("%s %s as uid %d: %w", op, path, os.Geteuid(), driver.ErrPermission)
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):

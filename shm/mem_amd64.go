@@ -2,12 +2,6 @@
 
 package shm
 
-// store publishes v: on amd64 stores become visible in program order, and the compiler keeps stores in order too. It does not
-// wait for the store to be seen (atomic.StoreUint64 would, for 17 ns): use it where the next step is a CAS, or where nothing is
-// read afterwards that depends on the other side having seen it.
-func store(p *uint64, v uint64)   { *p = v }
-func store32(p *uint32, v uint32) { *p = v }
-
 // pause executes n PAUSE instructions.
 //
 //go:noescape

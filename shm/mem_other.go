@@ -2,13 +2,7 @@
 
 package shm
 
-import (
-	"runtime"
-	"sync/atomic"
-)
-
-func store(p *uint64, v uint64)   { atomic.StoreUint64(p, v) }
-func store32(p *uint32, v uint32) { atomic.StoreUint32(p, v) }
+import "runtime"
 
 func pause(n uint32) {
 	for ; n > 32; n -= 32 {

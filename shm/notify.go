@@ -163,7 +163,7 @@ func (q *Queue) tellEdge(before uint64) {
 	if seqDiff(before, load(q.areas[lockArea(load(q.lockw))].consumed)) > 0 {
 		return
 	}
-	atomic.AddUint64(q.edges(), 1)
+	add(q.edges(), 1)
 	for {
 		w := load32(q.edge)
 		if w&plainSleeper == 0 {

@@ -16,11 +16,10 @@ import (
 
 // A handmade queue is written word by word as docs/format.md says, without the engine.
 type handmade struct {
-	t     testing.TB
-	f     *os.File
-	o     *observer
-	ready uint64 // tag of what send and index write
-	used  uint64
+	t    testing.TB
+	f    *os.File
+	o    *observer
+	used uint64
 }
 
 func putSum(b []byte) { binary.LittleEndian.PutUint64(b[offSum:], headerSum(b)) }
@@ -489,5 +488,19 @@ func TestObserverKeepsHoles(t *testing.T) {
 	}
 	if after, err := h.o.stat(); err != nil || after.Blocks != before.Blocks {
 		t.Errorf("the file had %d blocks, now it has %d (%v)", before.Blocks, after.Blocks, err)
+	}
+}
+
+// Of a queue with very many slots Stat reads the bitmap only.
+func TestStatOfLargeQueue(t *testing.T) {
+	h := makeQueue(t, driver.Options{MaxMessages: 5_000_000})
+	for i, p := range []int{7, 4097, 64} {
+		h.send(uint64(i), msg("x", p))
+	}
+	h.index(0, map[uint64][]uint64{7: {0}, 4097: {1}, 64: {2}}, nil)
+	h.word(offHigh, statScan+1)
+	s, err := h.o.Stat(context.Background())
+	if err != nil || s.Messages != 3 || s.Bytes != -1 || s.LowestPriority != 7 || s.HighestPriority != 4097 {
+		t.Errorf("%+v, %v", s, err)
 	}
 }

@@ -232,24 +232,25 @@ func TestEngineObservedAtWork(t *testing.T) {
 	d, q, ro := engineQueue(t, driver.Options{MaxMessages: 200})
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	w := newWatcher(&ro.observer)
+	if err := w.look(); err != nil { // the base line
+		t.Fatal(err)
+	}
 	counts := map[driver.EventKind]uint64{}
 	watched := make(chan struct{})
-	baseline := make(chan struct{})
 	go func() {
 		defer close(watched)
-		once := sync.OnceFunc(func() { close(baseline) })
-		for e, err := range ro.Watch(ctx) {
-			if err != nil {
+		for counts[driver.EventClosed] < 4 && ctx.Err() == nil {
+			if err := w.look(); err != nil {
 				t.Error(err)
-			}
-			once()
-			counts[e.Kind] += max(1, e.N)
-			if counts[driver.EventClosed] == 4 {
 				return
 			}
+			for _, e := range w.events {
+				counts[e.Kind] += max(1, e.N)
+			}
+			time.Sleep(watchEvery / 10)
 		}
 	}()
-	time.Sleep(150 * time.Millisecond) // the base line
 	var work sync.WaitGroup
 	var sent, received atomic.Uint64
 	handles := make([]*Queue, 4)
@@ -287,7 +288,6 @@ func TestEngineObservedAtWork(t *testing.T) {
 	}
 	work.Wait()
 	atRestSound(t, ro)
-	time.Sleep(250 * time.Millisecond)
 	for _, h := range handles {
 		if err := h.Close(); err != nil {
 			t.Fatal(err)
@@ -389,5 +389,70 @@ func TestEngineObserverEnds(t *testing.T) {
 	}
 	if _, err := ro.Stat(ctx); !errors.Is(err, driver.ErrClosed) {
 		t.Errorf("%v", err)
+	}
+}
+
+// A page of a deep queue is what the whole would have there, though only the first keys are kept.
+func TestEnginePeekPage(t *testing.T) {
+	_, q, ro := engineQueue(t, driver.Options{MaxMessages: 7000})
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for range 7000 {
+		m := driver.Message{Type: 1 + rnd.Int64N(5), Priority: rnd.IntN(300)}
+		if rnd.IntN(3) == 0 {
+			m.NotBefore = time.Now().Add(time.Hour + time.Duration(rnd.Int64N(1e12)))
+		}
+		if err := q.Send(context.Background(), m, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []driver.Filter{{}, {TypeAtMost: 4}} {
+		all := peeked(t, ro, driver.PeekOptions{Filter: f})
+		for _, p := range [][2]int{{0, 1}, {17, 40}, {300, 3000}, {4900, 2500}, {6999, 1}} {
+			page := peeked(t, ro, driver.PeekOptions{Filter: f, Skip: p[0], Limit: p[1]})
+			want := all[min(p[0], len(all)):min(p[0]+p[1], len(all))]
+			if !slices.EqualFunc(page, want, func(a, b driver.Message) bool { return a.Seq == b.Seq }) {
+				t.Errorf("%+v, %v: %d messages, want %d, or another order", f, p, len(page), len(want))
+			}
+		}
+	}
+}
+
+// Who and Stat say who waits.
+func TestEngineWaiters(t *testing.T) {
+	d, q, ro := engineQueue(t, driver.Options{MaxMessages: 1})
+	ctx := context.Background()
+	other := openEngine(t, d, driver.Options{})
+	for _, c := range []struct {
+		doing              string
+		receivers, senders int
+		block, release     func() error
+	}{
+		{"wait to receive", 1, 0, func() error { _, err := other.Receive(ctx, driver.Filter{}, false); return err },
+			func() error { return q.Send(ctx, driver.Message{Type: 1}, true) }},
+		{"wait to send", 0, 1, func() error {
+			return errors.Join(other.Send(ctx, driver.Message{Type: 1}, false), other.Send(ctx, driver.Message{Type: 1}, false))
+		}, func() error { _, err := q.Receive(ctx, driver.Filter{}, true); return err }},
+	} {
+		done := make(chan error, 1)
+		go func() { done <- c.block() }()
+		var s driver.Stats
+		var who []driver.Participant
+		for deadline := time.Now().Add(5 * time.Second); s.Receivers != c.receivers || s.Senders != c.senders; time.Sleep(time.Millisecond) {
+			var err, err2 error
+			s, err = ro.Stat(ctx)
+			who, err2 = ro.Who(ctx)
+			if err != nil || err2 != nil || time.Now().After(deadline) {
+				t.Fatalf("%+v, %v, %v", s, err, err2)
+			}
+		}
+		for len(who) == 2 && who[1].Doing != c.doing {
+			who, _ = ro.Who(ctx)
+		}
+		if len(who) != 2 || who[1].Since.IsZero() || time.Since(who[1].Since) > time.Minute {
+			t.Errorf("%+v", who)
+		}
+		if err := errors.Join(c.release(), <-done); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

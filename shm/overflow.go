@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
-	"sync/atomic"
 
 	"github.com/kumquat-mq/kumquat/driver"
 )
@@ -140,7 +139,7 @@ func (q *Queue) roomUnderLock(low, n, limit uint64, policy driver.Overflow) (boo
 		if err := q.drop(prio, prev, s, prev != notListed); err != nil {
 			return false, err
 		}
-		atomic.AddUint64(q.dropped, 1)
+		add(q.dropped, 1)
 	}
 	return true, nil
 }
@@ -306,7 +305,7 @@ func (q *Queue) purgeUnderLock(f *driver.Filter, until uint64) (n int, more bool
 			return n, false, err
 		}
 		n++
-		atomic.AddUint64(q.dropped, 1)
+		add(q.dropped, 1)
 	}
 	return n, more, nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -73,7 +72,7 @@ func (q *Queue) adopt(p uint64) bool {
 	q.gen, q.self = gen&genMask, int(p)
 	q.reserved, q.taken = ownerWord(kindReserved, p, q.gen), ownerWord(kindTaken, p, q.gen)
 	for off := uint64(pMark); off < pCommand; off += 8 {
-		atomic.StoreUint64(p64(e, off), 0)
+		storeSync(p64(e, off), 0)
 	}
 	store32(p32(e, pPID), q.pid)
 	store32(p32(e, pUID), uint32(os.Getuid()))
@@ -82,7 +81,7 @@ func (q *Queue) adopt(p uint64) bool {
 	store(p64(e, pOpened), uint64(time.Now().UnixNano()))
 	copy(view(q.base, q.partsAt+p*partSize+pCommand, commandSize), make([]byte, commandSize))
 	copy(view(q.base, q.partsAt+p*partSize+pCommand, commandSize-1), self.command)
-	atomic.StoreUint64(p64(e, pWord), partWord(gen, partLive))
+	storeSync(p64(e, pWord), partWord(gen, partLive))
 	return true
 }
 
@@ -150,7 +149,7 @@ func (q *Queue) reclaim(p uint64) bool {
 			}
 		}
 	}
-	atomic.StoreUint64(p64(e, pMark), 0)
+	storeSync(p64(e, pMark), 0)
 	return !undecided
 }
 
@@ -202,7 +201,7 @@ func (q *Queue) unregister() {
 	}
 	q.flushHints()
 	store(q.mark, 0)
-	atomic.StoreUint64(p64(q.entry, pWord), partWord(q.gen, partClosed))
+	storeSync(p64(q.entry, pWord), partWord(q.gen, partClosed))
 }
 
 // doing says what the handle is at, for who.
@@ -217,4 +216,4 @@ func (q *Queue) record(op, slot, seq uint64) {
 	store(p64(q.entry, pRecordNext), n+1)
 }
 
-func (q *Queue) count(off uint64, n uint64) { atomic.AddUint64(p64(q.entry, off), n) }
+func (q *Queue) count(off uint64, n uint64) { add(p64(q.entry, off), n) }

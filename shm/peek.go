@@ -293,7 +293,7 @@ func (o *observer) message(k key, s *snapshot, noBody bool) (m driver.Message, o
 // contents reads metadata and body, whose lengths fault has checked. It returns what is wrong with them.
 func (o *observer) contents(i uint64, h *slotHead, m *driver.Message, noBody bool) (why string, err error) {
 	rest := h.inline
-	meta := rest[:0]
+	var meta []byte
 	if h.flags&flagMetaOut == 0 {
 		meta, rest = rest[:h.metaLen], rest[h.metaLen:]
 	} else {

@@ -394,7 +394,7 @@ func (d Driver) flagRemoved(f *os.File, l layout) (err error) {
 	q := &Queue{base: base, observer: observer{layout: l, f: f, name: f.Name()}, closing: make(chan struct{}), faulted: make(chan struct{})}
 	q.size = hotEnd
 	defer q.guard(debug.SetPanicOnFault(true), &err)
-	atomic.StoreUint64(p64(base, offRemoved), 1)
+	storeSync(p64(base, offRemoved), 1)
 	for _, off := range []uint64{offRecvWait, offSendWait, offEdge} {
 		wakeAll(p32(base, off))
 	}

@@ -3,7 +3,6 @@ package shm
 import (
 	"fmt"
 	"math/bits"
-	"sync/atomic"
 	"unsafe"
 
 	"github.com/kumquat-mq/kumquat/driver"
@@ -79,7 +78,7 @@ func (q *Queue) fetchHints(l *lane, big bool, tries int) error {
 				p := p64(q.base, q.hintsAt+w*8)
 				got := q.takeHints(p, big)
 				if got == 0 || load(p) == 0 {
-					atomic.AndUint64(sum, ^(uint64(1) << b)) // a hint given meanwhile is lost: harmless
+					and(sum, ^(uint64(1) << b)) // a hint given meanwhile is lost: harmless
 				}
 				if top := w*64 + 64; top > high { // a hint for a slot that nobody used yet is a lie
 					got &= 1<<(64-min(64, top-high)) - 1
@@ -134,7 +133,7 @@ var errNoSlot = fmt.Errorf("all slots are held by handles that died or stopped: 
 // takeHints takes a word of hints, or for big bodies the lowest one.
 func (q *Queue) takeHints(p *uint64, big bool) uint64 {
 	if !big {
-		return atomic.SwapUint64(p, 0)
+		return swap(p, 0)
 	}
 	for {
 		w := load(p)
@@ -147,10 +146,10 @@ func (q *Queue) takeHints(p *uint64, big bool) uint64 {
 
 // giveHints says that the slots of bits in hint word w are free.
 func (q *Queue) giveHints(w, mask uint64) {
-	atomic.OrUint64(p64(q.base, q.hintsAt+w*8), mask)
+	or(p64(q.base, q.hintsAt+w*8), mask)
 	sum, b := p64(q.base, q.summaryAt+w/64*8), uint64(1)<<(w%64)
 	if load(sum)&b == 0 {
-		atomic.OrUint64(sum, b)
+		or(sum, b)
 	}
 }
 
@@ -263,7 +262,7 @@ func (q *Queue) backList(k, prio uint64) error {
 	if err := allocate(int(q.f.Fd()), q.areas[k].at+aLists+page*pageSize, pageSize); err != nil {
 		return q.driver.sysError("allocate in", q.path, err)
 	}
-	atomic.OrUint64(up, 1<<page)
+	or(up, 1<<page)
 	return nil
 }
 
@@ -318,7 +317,7 @@ func (q *Queue) backMeta(s uint64) error {
 func (q *Queue) punch(s uint64) {
 	up := p32(q.slot(s), sBodyUp)
 	if uint64(load32(up))*64 >= punchFrom {
-		atomic.StoreUint32(up, 0)
+		storeSync32(up, 0)
 		punchHole(int(q.f.Fd()), q.bodiesAt+s*q.stride, q.stride)
 	}
 }

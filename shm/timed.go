@@ -1,7 +1,6 @@
 package shm
 
 import (
-	"sync/atomic"
 	"time"
 )
 
@@ -98,7 +97,7 @@ func (q *Queue) collectDue() error {
 			if err := q.drop(prio, prev, s, listed); err != nil {
 				return err
 			}
-			atomic.AddUint64(q.expired, 1)
+			add(q.expired, 1)
 		default:
 			if err := a.heapRemove(s); err != nil {
 				return err

@@ -15,7 +15,7 @@ const watchEvery = 100 * time.Millisecond
 // error when ctx is done, and with ErrClosed when the handle is closed.
 func (o *observer) Watch(ctx context.Context) iter.Seq2[driver.Event, error] {
 	return func(yield func(driver.Event, error) bool) {
-		w := &watcher{o: o, users: userNames{}, told: map[driver.EventKind]int64{}}
+		w := newWatcher(o)
 		tick := time.NewTicker(watchEvery)
 		defer tick.Stop()
 		for {
@@ -66,6 +66,10 @@ type seenPart struct {
 	word  uint64
 	alive bool
 	who   driver.Participant
+}
+
+func newWatcher(o *observer) *watcher {
+	return &watcher{o: o, users: userNames{}, told: map[driver.EventKind]int64{}}
 }
 
 // look takes a sample. The first one is the base line and makes no events, unless the queue is gone already.

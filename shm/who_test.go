@@ -90,103 +90,90 @@ func TestProcessState(t *testing.T) {
 	}
 }
 
-// watched collects events in the background.
-type watched struct {
-	t      *testing.T
-	events chan driver.Event
-	cancel context.CancelFunc
-	done   chan error
-}
-
-func watch(t *testing.T, o *observer) *watched {
-	ctx, cancel := context.WithCancel(context.Background())
-	w := &watched{t: t, events: make(chan driver.Event, 100), cancel: cancel, done: make(chan error, 1)}
-	go func() {
-		var last error
-		for e, err := range o.Watch(ctx) {
-			if last = err; err == nil {
-				w.events <- e
-			}
-		}
-		w.done <- last
-	}()
-	t.Cleanup(cancel)
-	time.Sleep(50 * time.Millisecond) // the base line
-	return w
-}
-
-// want waits for the events of one change, in any order within it: kind, or kind and number.
-func (w *watched) want(kinds ...string) (ps []driver.Event) {
-	w.t.Helper()
-	for range kinds {
-		select {
-		case e := <-w.events:
-			ps = append(ps, e)
-			text := string(e.Kind)
-			if e.N > 0 {
-				text = fmt.Sprintf("%s %d", e.Kind, e.N)
-			}
-			i := slices.Index(kinds, text)
-			if i < 0 {
-				w.t.Fatalf("got %q, want one of %q", text, kinds)
-			}
-			kinds = slices.Delete(slices.Clone(kinds), i, i+1)
-		case <-time.After(5 * time.Second):
-			w.t.Fatalf("no event, want %q", kinds)
+// kinds returns the events of the next sample, as kind or kind and number.
+func (w *watcher) kinds(t *testing.T) (out []string) {
+	t.Helper()
+	if err := w.look(); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range w.events {
+		if out = append(out, string(e.Kind)); e.N > 0 {
+			out[len(out)-1] = fmt.Sprintf("%s %d", e.Kind, e.N)
 		}
 	}
-	return ps
+	return out
 }
 
-func TestWatch(t *testing.T) {
+func TestWatchSamples(t *testing.T) {
 	h := sampleQueue(t)
-	w := watch(t, h.o)
 	base := h.o.areaBase(0)
-	h.send(16, msg("new", 1))
-	if e := w.want("sent 1"); e[0].Messages != 10 {
-		t.Errorf("%+v", e)
+	var leave func()
+	w := newWatcher(h.o)
+	for i, c := range []struct {
+		change func()
+		want   []string
+	}{
+		{func() {}, nil}, // the base line
+		{func() {}, nil},
+		{func() { h.send(16, msg("new", 1)) }, []string{"sent 1"}},
+		{func() { h.word(offDropped, 2); h.word(offExpired, 1); h.word(base+aConsumed, 7) }, []string{"received 4", "dropped 2", "expired 1"}},
+		{func() { h.word(base+aConsumed, 5) }, nil}, // lags for a moment, after a takeover
+		{func() { h.word(offLock, lockWord(2, 0, false, 7)) }, []string{"takeover 2"}},
+		{func() { h.word(base+aConsumed, 8) }, []string{"received 1"}},
+		{func() { leave = h.join(2, 9, opIdle, true); h.send(17, msg("more", 1)) }, []string{"opened", "sent 1"}},
+		{func() { leave(); h.send(18, msg("last", 1)) }, []string{"sent 1", "died"}},
+		{func() {}, nil}, // told once
+		{func() { leave = h.join(2, 10, opIdle, true) }, []string{"opened"}},
+		{func() { h.word(h.o.entryBase(2)+pWord, partWord(10, partClosed)); leave() }, []string{"closed"}},
+		{func() { h.join(2, 11, opIdle, false) }, []string{"opened", "died"}},
+		{func() { leave = h.join(3, 1, opIdle, true) }, []string{"opened"}},
+		{func() { leave(); h.join(3, 2, opIdle, true) }, []string{"opened", "closed"}},
+		{func() { h.word(offRemoved, 1) }, []string{"removed"}},
+	} {
+		c.change()
+		if got := w.kinds(t); !slices.Equal(got, c.want) {
+			t.Fatalf("change %d: %q, want %q", i, got, c.want)
+		}
+		for _, e := range w.events {
+			single := e.Kind == driver.EventOpened || e.Kind == driver.EventClosed || e.Kind == driver.EventDied
+			if single != (e.Participant != nil) || single && (e.Participant.PID != os.Getpid() || e.Kind != driver.EventOpened && e.Participant.Alive) || e.Time.IsZero() {
+				t.Errorf("change %d: %+v", i, e)
+			}
+		}
 	}
-	h.word(offDropped, 2)
-	h.word(offExpired, 1)
-	h.word(base+aConsumed, 7)
-	w.want("received 4", "dropped 2", "expired 1")
-	h.word(base+aConsumed, 5) // lags for a moment, after a takeover: nothing new
-	h.word(offLock, lockWord(2, 0, false, 7))
-	w.want("takeover 2")
-	h.word(base+aConsumed, 8)
-	w.want("received 1")
-
-	leave := h.join(2, 9, opIdle, true)
-	if e := w.want("opened"); e[0].Participant == nil || e[0].Participant.Number != 2 || !e[0].Participant.Alive {
-		t.Errorf("%+v", e)
-	}
-	leave()
-	if e := w.want("died"); e[0].Participant == nil || e[0].Participant.PID != os.Getpid() || e[0].Participant.Alive {
-		t.Errorf("%+v", e)
-	}
-	h.join(2, 10, opIdle, true)
-	w.want("opened")
-	h.word(h.o.entryBase(2)+pWord, partWord(10, partClosed))
-	w.want("closed")
-	h.word(offRemoved, 1)
-	w.want("removed")
-	if err := <-w.done; err != nil {
-		t.Errorf("after the removal: %v", err)
+	if w.waiting != 4 {
+		t.Errorf("%d wait after the last sample", w.waiting)
 	}
 }
 
 func TestWatchEnds(t *testing.T) {
 	h := sampleQueue(t)
-	w := watch(t, h.o)
-	start := time.Now()
-	w.cancel()
-	if err := <-w.done; err != nil || time.Since(start) > watchEvery/2 {
-		t.Errorf("cancelled: %v after %v", err, time.Since(start))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for e, err := range h.o.Watch(ctx) {
+			t.Errorf("%+v, %v", e, err)
+		}
+	}()
+	time.Sleep(20 * time.Millisecond)
+	cancel()
+	select {
+	case <-done:
+	case <-time.After(watchEvery - 30*time.Millisecond):
+		t.Error("Watch goes on though its context is done")
 	}
-	w = watch(t, h.o)
-	if err := os.Remove(h.f.Name()); err != nil { // by hand: nobody sets the flag
-		t.Fatal(err)
+	<-done
+	for _, where := range []string{"by hand", "removed before"} { // nobody sets the flag, and the file may be gone when Watch begins
+		time.AfterFunc(20*time.Millisecond, func() { _ = os.Remove(h.f.Name()) })
+		var last driver.Event
+		for e, err := range h.o.Watch(context.Background()) {
+			if last = e; err != nil {
+				t.Errorf("%s: %v", where, err)
+			}
+		}
+		if last.Kind != driver.EventRemoved {
+			t.Errorf("%s: ended with %+v", where, last)
+		}
 	}
-	w.want("removed")
-	<-w.done
 }
