@@ -209,6 +209,8 @@ type caller struct {
 	doing   atomic.Pointer[string]
 	fail    func(format string, a ...any)
 	done    [32]int // how often each operation ended well
+	slowest time.Duration
+	slow    string
 }
 
 const callLimit = 5 * time.Second
@@ -234,9 +236,13 @@ func (u *caller) watch(stop <-chan struct{}) {
 // call runs one operation under the watch.
 func (u *caller) call(name string, f func() error) error {
 	u.doing.Store(&name)
-	u.started.Store(time.Now().UnixNano())
+	begun := time.Now()
+	u.started.Store(begun.UnixNano())
 	err := f()
 	u.started.Store(0)
+	if d := time.Since(begun); d > u.slowest {
+		u.slowest, u.slow = d, name
+	}
 	if kindOfError(err) == "" {
 		u.fail("%s: an error of no kind: %v", name, err)
 	}
@@ -554,13 +560,17 @@ func mutateRole(args []string) int {
 			}
 		}
 		u.close()
+		if u.slowest > 300*time.Millisecond {
+			fmt.Fprintln(os.Stderr, "slow: seed", seed, u.slow, u.slowest)
+			u.slowest = 0
+		}
 		_ = unix.MunmapPtr(hole, uintptr(s.layout.size)) // a handle that met a fault keeps its addresses
 		_ = f.Close()
 		if bad > 10 {
 			break
 		}
 	}
-	fmt.Println("opened", opened, "fenced", fenced)
+	fmt.Println("opened", opened, "fenced", fenced, "slowest", u.slowest, u.slow)
 	for i, n := range u.done {
 		if i < len(operations) {
 			fmt.Println("done", n, operations[i].name)
@@ -636,7 +646,7 @@ func TestHostileBytes(t *testing.T) {
 		if err := p.wait(); err != nil {
 			t.Fatalf("overflow %d, %s: %v\n%s", overflow, last, err, p.tail())
 		}
-		t.Logf("overflow %d: %d files, %s", overflow, files, rest)
+		t.Logf("overflow %d: %d files, %s\n%s", overflow, files, rest, p.tail())
 		if files > 100 {
 			for _, s := range rest {
 				if strings.HasPrefix(s, "done 0 ") {

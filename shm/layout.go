@@ -60,6 +60,7 @@ const (
 	offHigh     = pageSize + 768  // u64: slots below this one have been used
 	offBacked   = pageSize + 776  // u64: slots below this one have pages
 	offPartHigh = pageSize + 784  // u64: participants below this one have pages
+	offTimed    = pageSize + 792  // u64: 1 once a timed message was sent
 	offNodesUp  = pageSize + 896  // [16]u64: nodes below this one have pages, per area
 	offHeapUp   = pageSize + 1024 // [16]u64: likewise heap and places
 	offListsUp  = pageSize + 1152 // [16]u64: bit b: list heads of priorities 512·b … 512·b+511 have pages

@@ -192,7 +192,7 @@ func (q *Queue) Notify(ctx context.Context) (ch <-chan struct{}, err error) {
 		return nil, err
 	}
 	var c claimed
-	found, err := q.probe(ctx, &anyMessage, &c)
+	found, err := q.probe(ctx, &driver.Filter{}, &c)
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +241,7 @@ func (q *Queue) tellSubscriber(ctx context.Context, out chan<- struct{}, told ui
 		}
 		n, head := load(q.edges()), headSeq(load(q.head))
 		var c claimed
-		found, err := q.probe(ctx, &anyMessage, &c)
+		found, err := q.probe(ctx, &driver.Filter{}, &c)
 		if err != nil {
 			return
 		}
@@ -377,7 +377,7 @@ func (r *reservation) end() {
 func (q *Queue) Borrow(ctx context.Context, f driver.Filter, try bool) (l driver.Loan, err error) {
 	defer q.guard(debug.SetPanicOnFault(true), &err)
 	c := claimed{lend: true}
-	if err := q.claim(ctx, &f, -1, try, &c); err != nil {
+	if err := q.claim(ctx, chosen(&f), -1, try, &c); err != nil {
 		return nil, err
 	}
 	n := &loan{q: q, slot: c.slot, pos: c.pos}

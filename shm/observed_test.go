@@ -334,7 +334,7 @@ func TestEngineDebris(t *testing.T) {
 	if err := victim.acquire(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := victim.choose(&anyMessage, -1, &c); err != nil {
+	if err := victim.choose(nil, -1, &c); err != nil {
 		t.Fatal(err)
 	}
 	who, err := ro.Who(ctx)

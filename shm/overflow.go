@@ -74,14 +74,14 @@ func (q *Queue) errFull(limit uint64) error {
 
 var errFullHeadroom = fmt.Errorf("only the headroom for higher priorities is left: %w", driver.ErrFull)
 
-// surelyFull reports that the queue is full, without the lock: nobody holds it, all is drained, nothing is timed, and its word did
-// not change.
+// surelyFull reports that the queue is full, without the lock: nobody holds it, its word did not change, and nothing can be over
+// because no message ever had a time, or because all is drained and none has one now.
 func (q *Queue) surelyFull(n, limit uint64) bool {
 	h := load(q.head)
 	l := load(q.lockw)
 	a := &q.areas[lockArea(l)]
 	c := load(a.consumed)
-	return !lockIsHeld(l) && load(a.heapLen) == 0 && lockDrained(l) == headSeq(h) && uint64(seqDiff(headSeq(h)+n, c)) > limit && load(q.lockw) == l
+	return !lockIsHeld(l) && (load(q.timed) == 0 || load(a.heapLen) == 0 && lockDrained(l) == headSeq(h)) && uint64(seqDiff(headSeq(h)+n, c)) > limit && load(q.lockw) == l
 }
 
 // makeRoom takes the lock, collects what is over and, if policy says so, evicts. It reports whether n messages fit now.

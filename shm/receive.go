@@ -36,7 +36,7 @@ var errNothing = errors.New("nothing there")
 func (q *Queue) Receive(ctx context.Context, f driver.Filter, try bool) (m driver.Message, err error) {
 	defer q.guard(debug.SetPanicOnFault(true), &err)
 	var c claimed
-	if err := q.claim(ctx, &f, -1, try, &c); err != nil {
+	if err := q.claim(ctx, chosen(&f), -1, try, &c); err != nil {
 		return driver.Message{}, err
 	}
 	err = q.read(&c, &m, nil)
@@ -48,7 +48,7 @@ func (q *Queue) Receive(ctx context.Context, f driver.Filter, try bool) (m drive
 func (q *Queue) ReceiveInto(ctx context.Context, buf []byte, try bool) (n, priority int, err error) {
 	defer q.guard(debug.SetPanicOnFault(true), &err)
 	var c claimed
-	if err := q.claim(ctx, &anyMessage, len(buf), try, &c); err != nil {
+	if err := q.claim(ctx, nil, len(buf), try, &c); err != nil {
 		return 0, 0, err
 	}
 	n, err = q.readBody(&c, buf)
@@ -56,9 +56,15 @@ func (q *Queue) ReceiveInto(ctx context.Context, buf []byte, try bool) (n, prior
 	return n, int(c.prio), err
 }
 
-var anyMessage driver.Filter
+// chosen returns f, or nil if f lets every message through: that is what the hot path asks.
+func chosen(f *driver.Filter) *driver.Filter {
+	if f.Any() {
+		return nil
+	}
+	return f
+}
 
-// claim takes a message, waiting for one unless try is set.
+// claim takes a message, waiting for one unless try is set. f may be nil, for any.
 func (q *Queue) claim(ctx context.Context, f *driver.Filter, room int, try bool, c *claimed) error {
 	err := q.attempt(ctx, f, room, c)
 	if err != errNothing {
@@ -107,7 +113,7 @@ func (q *Queue) attempt(ctx context.Context, f *driver.Filter, room int, c *clai
 
 // choose finds the message and claims it. We hold the lock.
 func (q *Queue) choose(f *driver.Filter, room int, c *claimed) error {
-	if f.Any() {
+	if f == nil {
 		top, err := q.look()
 		if err != nil {
 			return err
@@ -412,7 +418,7 @@ func (q *Queue) ReceiveBatch(ctx context.Context, dst []driver.Message, f driver
 		return out, nil
 	}
 	var first claimed
-	if err := q.claim(ctx, &f, -1, try, &first); err != nil {
+	if err := q.claim(ctx, chosen(&f), -1, try, &first); err != nil {
 		return out, err
 	}
 	take := func(c *claimed) error {
@@ -431,7 +437,7 @@ func (q *Queue) ReceiveBatch(ctx context.Context, dst []driver.Message, f driver
 	// What else is there is claimed under one hold of the lock, as much as the ledger has places for.
 	for len(out)-len(dst) < max {
 		var cs [poolMax]claimed
-		n, more := q.claimMany(ctx, &f, cs[:min(poolMax, max-(len(out)-len(dst)))])
+		n, more := q.claimMany(ctx, chosen(&f), cs[:min(poolMax, max-(len(out)-len(dst)))])
 		for i := range cs[:n] {
 			if e := take(&cs[i]); e != nil {
 				err = e
@@ -490,7 +496,7 @@ func (q *Queue) claimMany(ctx context.Context, f *driver.Filter, cs []claimed) (
 func (q *Queue) chooseAt(f *driver.Filter, pos uint64, c *claimed) error {
 	var prio, prev, s uint64
 	var err error
-	if f.Any() {
+	if f == nil {
 		top, e := q.look()
 		if e != nil {
 			return e

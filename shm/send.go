@@ -120,11 +120,8 @@ func (q *Queue) prepare(l *lane, pos uint64, p *parcel) (uint64, error) {
 	if l.hints != 0 {
 		prefetchWrite(q.stateOf(s + 8)) // the slots that come next; one beyond the last is harmless
 	}
-	if err := q.backSend(p.prio, p.timed()); err == nil {
+	if err = q.backSend(p.prio, p.timed()); err == nil {
 		err = q.fill(s, p)
-	} else {
-		q.putBack(s)
-		return 0, err
 	}
 	if err != nil {
 		q.putBack(s)

@@ -54,6 +54,7 @@ type Queue struct {
 	high, backed       *uint64
 	removed            *uint64
 	dropped, expired   *uint64
+	timed              *uint64
 	areas              [areaCount]area
 	slots0, links0     unsafe.Pointer
 	limit              [2]uint64 // below headroom's priority, and at or above it
@@ -208,7 +209,7 @@ func (q *Queue) locate() {
 	q.head, q.lockw, q.cur = p64(b, offHead), p64(b, offLock), p64(b, offCur)
 	q.recvWait, q.sendWait, q.edge = p32(b, offRecvWait), p32(b, offSendWait), p32(b, offEdge)
 	q.high, q.backed, q.removed = p64(b, offHigh), p64(b, offBacked), p64(b, offRemoved)
-	q.dropped, q.expired = p64(b, offDropped), p64(b, offExpired)
+	q.dropped, q.expired, q.timed = p64(b, offDropped), p64(b, offExpired), p64(b, offTimed)
 	q.slots0, q.links0 = unsafe.Add(b, q.slotsAt), unsafe.Add(b, q.linksAt)
 	q.limit = [2]uint64{q.limitFor(0), q.max}
 	if q.headroom.Percent > 0 {

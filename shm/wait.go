@@ -211,7 +211,7 @@ func (q *Queue) waitToClaim(ctx context.Context, f *driver.Filter, room int, c *
 	}
 	defer q.exit()
 	bit := uint32(specialSleeper)
-	if f.Any() {
+	if f == nil {
 		// One plain receiver of a handle sleeps, the others wait their turn here.
 		bit = plainSleeper
 		if !q.recvTurn.lock(ctx, q.closing) {
