@@ -18,5 +18,10 @@ func swap(p *uint64, v uint64) uint64       { return atomic.SwapUint64(p, v) }
 func storeSync(p *uint64, v uint64)         { atomic.StoreUint64(p, v) } // seen by all before the next load
 func storeSync32(p *uint32, v uint32)       { atomic.StoreUint32(p, v) }
 
+// simulated: a scheduler, not the clock, says when a holder counts as stuck. Never in this build.
+const simulated = false
+
+func simulatedStuck(*Queue, uint64) bool { return false }
+
 // step names the place that comes next, for the builds that stop there.
 func step(string) {}

@@ -12,6 +12,13 @@ var stepHook func(place string)
 
 var stepPlace string
 
+// stuckHook says, in place of the clock, whether the holder of lock word l counts as stuck for q. nil: the clock does.
+var stuckHook func(q *Queue, l uint64) bool
+
+var simulated = false
+
+func simulatedStuck(q *Queue, l uint64) bool { return stuckHook(q, l) }
+
 func at() {
 	if stepHook != nil {
 		stepHook(stepPlace)

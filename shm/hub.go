@@ -73,7 +73,10 @@ func hubWait(q *Queue, word *uint32, bit uint32, ready func(bool) bool, fire fun
 func (w *waiter) stop() {
 	hub.mu.Lock()
 	defer hub.mu.Unlock()
-	w.remove()
+	if !w.gone {
+		w.remove()
+		w.shard.poke() // it still sleeps on the word, and would take wakes that are meant for others
+	}
 }
 
 func (w *waiter) remove() {

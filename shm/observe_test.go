@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -502,5 +503,26 @@ func TestStatOfLargeQueue(t *testing.T) {
 	s, err := h.o.Stat(context.Background())
 	if err != nil || s.Messages != 3 || s.Bytes != -1 || s.LowestPriority != 7 || s.HighestPriority != 4097 {
 		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// A body that nobody ever wrote is not believed, however large the queue lets it be.
+func TestPeekClaimedBody(t *testing.T) {
+	h := makeQueue(t, driver.Options{MaxMessages: 2, MaxSize: 1 << 30, MaxHandles: 1})
+	h.send(0, msg("x", 0))
+	h.send(1, msg("fine", 0))
+	h.u32(h.o.slotBase(0)+sSize, 1<<30)
+	h.u32(h.o.slotBase(0)+sMeta, flagBodyOut<<16)
+	h.u32(h.o.slotBase(0)+sBodyUp, 1<<24)
+	var got []string
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for m, err := range h.o.Peek(context.Background(), driver.PeekOptions{}) {
+		got = append(got, fmt.Sprintf("%.10s %v", m.Body, errors.Is(err, driver.ErrCorrupt)))
+	}
+	runtime.ReadMemStats(&after)
+	allocs := after.TotalAlloc - before.TotalAlloc
+	if len(got) != 2 || got[0] != " true" || got[1] != "fine false" || allocs > 4<<20 {
+		t.Errorf("%q, %d bytes allocated", got, allocs)
 	}
 }

@@ -127,13 +127,16 @@ func (q *Queue) roomUnderLock(low, n, limit uint64, policy driver.Overflow) (boo
 		var err error
 		if policy == driver.DropOldest {
 			prio, prev, s, _, err = q.oldest()
-		} else if prio, prev, s, err = q.leastUrgent(); s != noSlot && prio >= low {
-			return false, nil
+		} else {
+			prio, prev, s, err = q.leastUrgent()
 		}
 		if err != nil {
 			return false, err
 		}
-		if s == noSlot {
+		if s == noSlot || policy == driver.DropLowest && prio >= low {
+			if q.isFenced() { // what was read from slots is true only if we still hold
+				return false, errFenced
+			}
 			return false, nil
 		}
 		if err := q.drop(prio, prev, s, prev != notListed); err != nil {

@@ -290,6 +290,8 @@ func (o *observer) message(k key, s *snapshot, noBody bool) (m driver.Message, o
 	return m, true, nil
 }
 
+const largeBody = 1 << 20
+
 // contents reads metadata and body, whose lengths fault has checked. It returns what is wrong with them.
 func (o *observer) contents(i uint64, h *slotHead, m *driver.Message, noBody bool) (why string, err error) {
 	rest := h.inline
@@ -305,8 +307,17 @@ func (o *observer) contents(i uint64, h *slotHead, m *driver.Message, noBody boo
 	if decodeMeta(meta, m) != nil {
 		why = "has damaged metadata"
 	}
-	if noBody {
+	if noBody || why != "" {
 		return why, nil
+	}
+	if h.size > largeBody { // before memory is asked for: is there so much at all?
+		st, err := o.stat()
+		if err != nil {
+			return "", err
+		}
+		if h.size > uint64(st.Blocks)*512 {
+			return fmt.Sprintf("says its body has %d bytes, the whole file has memory for %d", h.size, st.Blocks*512), nil
+		}
 	}
 	m.Body = make([]byte, h.size)
 	if h.flags&flagBodyOut == 0 {

@@ -20,7 +20,6 @@ type claimed struct {
 
 	seen uint64 // nothing found: the seq of head then
 	due  int64  // and when the first delayed message is due, 0: none waits
-	wake int    // how many senders to wake
 }
 
 const (
@@ -89,9 +88,7 @@ func (q *Queue) attempt(ctx context.Context, f *driver.Filter, room int, c *clai
 		}
 		if err = q.choose(f, room, c); err == nil {
 			q.unlock()
-			if c.wake > 0 {
-				q.wakeSenders(c.wake)
-			}
+			q.wakeSomeSenders(c.stamp) // after the CAS of unlock: a sender that it does not see sees what we consumed
 			if !c.inside {
 				q.lk.unlock()
 			}
@@ -356,7 +353,6 @@ func (q *Queue) claimAt(prio, prev, s, pos uint64, c *claimed) error {
 		_ = q.takeover(q.hold.my) // the claim is good, the index is not: a new one will not hold this message
 	}
 	c.stamp = load(q.hold.a.consumed)
-	c.wake = q.sendersToWake(c.stamp)
 	q.record(opReceive, s, c.seq)
 	return nil
 }
@@ -467,7 +463,6 @@ func (q *Queue) claimMany(ctx context.Context, f *driver.Filter, cs []claimed) (
 	if q.usable() != nil || q.acquire(ctx) != nil {
 		return 0, false
 	}
-	wake := 0
 	var err error
 	for n < len(cs) {
 		pos := q.takePosition()
@@ -478,7 +473,6 @@ func (q *Queue) claimMany(ctx context.Context, f *driver.Filter, cs []claimed) (
 			q.givePosition(pos)
 			break
 		}
-		wake += cs[n].wake
 		n++
 	}
 	if err == nil || err == errNothing {
@@ -486,8 +480,8 @@ func (q *Queue) claimMany(ctx context.Context, f *driver.Filter, cs []claimed) (
 	} else if q.abandon(err) != nil {
 		return n, false
 	}
-	if wake > 0 {
-		q.wakeSenders(wake)
+	if n > 0 {
+		q.wakeSomeSenders(cs[n-1].stamp)
 	}
 	return n, err == nil && n > 0
 }

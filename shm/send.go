@@ -123,11 +123,25 @@ func (q *Queue) prepare(l *lane, pos uint64, p *parcel) (uint64, error) {
 	if err = q.backSend(p.prio, p.timed()); err == nil {
 		err = q.fill(s, p)
 	}
-	if err != nil {
-		q.putBack(s)
-		return 0, err
+	if err == nil {
+		return s, nil
 	}
-	return s, nil
+	q.putBack(s)
+	if errors.Is(err, driver.ErrNoSpace) {
+		q.giveHints(l.hintWord, l.hints)
+		l.hints = 0
+		size := uint64(0)
+		if p.flags&flagBodyOut != 0 {
+			size = uint64(len(p.body))
+		}
+		if s, ok := q.reserveBacked(pos, size, p.flags&flagMetaOut != 0); ok {
+			if e := q.backSend(p.prio, p.timed()); e == nil && q.fill(s, p) == nil {
+				return s, nil
+			}
+			q.putBack(s)
+		}
+	}
+	return 0, err
 }
 
 // putBack frees a slot that we have RESERVED.

@@ -55,6 +55,22 @@ func (q *Queue) reserve(l *lane, pos uint64, big bool) (uint64, error) {
 	return 0, errNoSlot
 }
 
+// reserveBacked takes a free slot that has the pages for a body of size bytes, and a metadata block if meta is set, from earlier
+// messages: on a full file system only such a slot will do.
+func (q *Queue) reserveBacked(pos, size uint64, meta bool) (uint64, bool) {
+	for s, n := uint64(0), min(load(q.high), q.slots); s < n; s++ {
+		sl := q.slot(s)
+		if load(q.stateOf(s)) != kindFree || uint64(load32(p32(sl, sBodyUp)))*64 < size || meta && *p16(sl, sMetaUp) == 0 {
+			continue
+		}
+		store32(p32(q.ledger, pos*4), uint32(s+1))
+		if step("reserve"); cas(q.stateOf(s), kindFree, q.reserved) {
+			return s, true
+		}
+	}
+	return 0, false
+}
+
 // fetchHints fills the lane's hints.
 func (q *Queue) fetchHints(l *lane, big bool, tries int) error {
 	high := load(q.high)
@@ -195,19 +211,9 @@ func (q *Queue) back(n uint64) error {
 	from := min(load(q.backed), q.slots)
 	if n > from {
 		to := min(roundUp(n, backedChunk), q.slots)
-		fd := int(q.f.Fd())
-		for _, r := range [...][2]uint64{{q.slotsAt, slotSize}, {q.linksAt, 8}} {
-			if err := allocate(fd, r[0]+from*r[1], (to-from)*r[1]); err != nil {
-				return q.driver.sysError("allocate in", q.path, err)
-			}
-		}
-		for _, r := range [...][3]uint64{{q.hintsAt, 64}, {q.summaryAt, 4096}} {
-			if err := allocate(fd, r[0]+from/r[1]*8, (to+r[1]-1)/r[1]*8-from/r[1]*8); err != nil {
-				return q.driver.sysError("allocate in", q.path, err)
-			}
-		}
-		for k := range uint64(2) {
-			if err := q.backNodes(k, to); err != nil {
+		if err := q.backTo(from, to); err != nil {
+			to = n // on a nearly full file system the exact number may still fit
+			if err := q.backTo(from, to); err != nil {
 				return err
 			}
 		}
@@ -215,6 +221,26 @@ func (q *Queue) back(n uint64) error {
 		from = to
 	}
 	q.backedSeen.Store(from)
+	return nil
+}
+
+func (q *Queue) backTo(from, to uint64) error {
+	fd := int(q.f.Fd())
+	for _, r := range [...][2]uint64{{q.slotsAt, slotSize}, {q.linksAt, 8}} {
+		if err := allocate(fd, r[0]+from*r[1], (to-from)*r[1]); err != nil {
+			return q.driver.sysError("allocate in", q.path, err)
+		}
+	}
+	for _, r := range [...][2]uint64{{q.hintsAt, 64}, {q.summaryAt, 4096}} {
+		if err := allocate(fd, r[0]+from/r[1]*8, (to+r[1]-1)/r[1]*8-from/r[1]*8); err != nil {
+			return q.driver.sysError("allocate in", q.path, err)
+		}
+	}
+	for k := range uint64(2) {
+		if err := q.backNodes(k, to); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -238,10 +264,9 @@ func (q *Queue) backNodes(k, n uint64) error {
 func (q *Queue) backHeap(k, n uint64) error {
 	up := p64(q.base, offHeapUp+k*8)
 	from := load(up)
-	if n <= from {
+	if n = min(roundUp(n, backedChunk), q.slots); n <= from {
 		return nil
 	}
-	n = min(roundUp(n, backedChunk), q.slots)
 	a, fd := &q.areas[k], int(q.f.Fd())
 	for _, r := range [...][2]uint64{{q.heapIn, heapSize}, {q.placeIn, 4}} {
 		if err := allocate(fd, a.at+r[0]+from*r[1], (n-from)*r[1]); err != nil {

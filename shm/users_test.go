@@ -183,7 +183,7 @@ func startUsers(t *testing.T) users {
 		t.Skip("needs root to become three other users")
 	}
 	d := shmDir(t)
-	if err := os.Chmod(d.Dir, 0o1777); err != nil {
+	if err := os.Chmod(d.Dir, os.ModeSticky|0o777); err != nil {
 		t.Fatal(err)
 	}
 	return users{d, startPeer(t, "user", asUser(ownerID, ownersGID), d.Dir), startPeer(t, "user", asUser(memberID, otherGID, ownersGID), d.Dir),
@@ -329,8 +329,10 @@ func TestObserverOfAnotherUser(t *testing.T) {
 	t.Parallel()
 	u := startUsers(t)
 	ctx := context.Background()
-	unix.Umask(unix.Umask(0o22) | 0o22)
-	q := openQueue(t, u.d, "/seen", &driver.Options{Create: true, Mode: 0o644, MaxMessages: 50, MaxSize: 4000})
+	q := openQueue(t, u.d, "/seen", &driver.Options{Create: true, MaxMessages: 50, MaxSize: 4000})
+	if err := os.Chmod(fileOf(u.d, "/seen"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for i := range 10 {
 		sendBody(t, q, strings.Repeat(fmt.Sprint(i), 1+i*300), i)
 	}

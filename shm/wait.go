@@ -52,7 +52,7 @@ func announce(p *uint32, bit uint32) uint32 {
 func wake(p *uint32, n int) {
 	for {
 		w := load32(p)
-		if w&anySleeper == 0 {
+		if w&anySleeper == 0 || n == 0 && w&specialSleeper == 0 {
 			return
 		}
 		if w&specialSleeper != 0 {
@@ -67,8 +67,12 @@ func wake(p *uint32, n int) {
 			step("woken")
 			if futexWake(p, n) < n {
 				cas32(p, next, next&^plainSleeper)
+				return
 			}
-			return
+			// A special sleeper may have come after our look and been woken in place of a plain one: then all are woken.
+			if n = 0; load32(p)&specialSleeper == 0 {
+				return
+			}
 		}
 	}
 }
@@ -87,20 +91,21 @@ func wakeAll(p *uint32) {
 func (q *Queue) wakeReceivers(n int) { wake(q.recvWait, n) }
 func (q *Queue) wakeSenders(n int)   { wake(q.sendWait, n) }
 
-// sendersToWake says how many senders a receive has to wake: none until half of the queue is free, since a sender woken for a
-// single place would soon sleep again; one at a time where the queue is so small that half of it is nothing.
-func (q *Queue) sendersToWake(consumed uint64) int {
+// wakeSomeSenders wakes senders after a receive: none until half of the queue is free, since a sender woken for a single place would
+// soon sleep again; one at a time where the queue is so small that half of it is nothing.
+func (q *Queue) wakeSomeSenders(consumed uint64) {
 	w := load32(q.sendWait)
 	if w&anySleeper == 0 {
-		return 0
+		return
 	}
 	if q.max <= 64 {
-		return 1
+		q.wakeSenders(1)
+		return
 	}
 	if used := seqDiff(headSeq(load(q.head)), consumed); used > 0 && uint64(used) > q.max/2 && w&specialSleeper == 0 {
-		return 0
+		return
 	}
-	return allSleepers
+	q.wakeSenders(allSleepers)
 }
 
 // rawSleepers is how many goroutines of this process sleep without having told the runtime.
@@ -116,7 +121,13 @@ type sleep struct {
 
 // sleepOn sleeps until woken, at most until due (ns, CLOCK_REALTIME; 0: no bound but slices of its own). It returns an error only
 // if ctx is done or the handle closed.
-func (q *Queue) sleepOn(ctx context.Context, s *sleep, due int64) error {
+func (q *Queue) sleepOn(ctx context.Context, s *sleep, due int64) (err error) {
+	defer func() {
+		// Who leaves may have been woken in place of another that still waits: the wake is passed on.
+		if err != nil && s.bit == plainSleeper && s.ready(false) {
+			wake(s.word, 1)
+		}
+	}()
 	q.doing(s.op)
 	defer q.doing(opIdle)
 	limit := time.Duration(1<<63 - 1)

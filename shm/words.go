@@ -30,8 +30,7 @@ func epochDiff(a, b uint64) int64 { return int64((a-b)<<(64-epochBits)) >> (64 -
 //	FREE ──CAS──▶ RESERVED(p,gen) ──▶ READY(0,seq) ──CAS of head: published──▶ READY(0,seq)
 //	  ▲                   ▲   its owner alone │                                     │ takeover: CAS
 //	  │                   └───────────────────┘ lost the race for head              ▼
-//	  ├───────────────── TAKEN(p,gen) ◀───────────CAS by a holder──────────── READY(tag,seq)
-//	  └────────────────────────────────CAS by a holder that drops it──────────────┘
+//	  └───────────────── TAKEN(p,gen) ◀──CAS by a holder: claimed or dropped── READY(tag,seq)
 //
 // READY with tag 0 was never rebuilt. A word is never the same twice: a slot's seq strictly grows (it is reserved before head is
 // read), a takeover's tag is new, an owner's generation is new. So a CAS that succeeds met the very state that was read.
