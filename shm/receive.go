@@ -66,14 +66,25 @@ func chosen(f *driver.Filter) *driver.Filter {
 // claim takes a message, waiting for one unless try is set. f may be nil, for any.
 func (q *Queue) claim(ctx context.Context, f *driver.Filter, room int, try bool, c *claimed) error {
 	err := q.attempt(ctx, f, room, c)
-	if err != errNothing {
-		return err
+	for {
+		switch {
+		case err == errNothing && try:
+			q.fd.clear(q)
+			return driver.ErrEmpty
+		case err == errNothing:
+			err = q.waitToClaim(ctx, f, room, c)
+		case err == errLent && !try && uint64(q.loans.Load()) < q.pool:
+			// A batch under way gives its places back at once; loans and reservations may never.
+			var pos [1]uint64
+			if err := q.takePositions(ctx, 1, pos[:], false); err != nil {
+				return err
+			}
+			q.givePosition(pos[0])
+			err = q.attempt(ctx, f, room, c)
+		default:
+			return err
+		}
 	}
-	if try {
-		q.fd.clear(q)
-		return driver.ErrEmpty
-	}
-	return q.waitToClaim(ctx, f, room, c)
 }
 
 // attempt takes the lock, looks and claims, once. errNothing: c says what was seen.
@@ -107,6 +118,9 @@ func (q *Queue) attempt(ctx context.Context, f *driver.Filter, room int, c *clai
 	q.lk.unlock()
 	return err
 }
+
+// errLent: a loan needs a place of the ledger's pool, and all are taken.
+var errLent = fmt.Errorf("this handle's batches, reservations and loans hold all the slots that it may: release some: %w", driver.ErrLimit)
 
 // choose finds the message and claims it. We hold the lock.
 func (q *Queue) choose(f *driver.Filter, room int, c *claimed) error {
@@ -317,7 +331,7 @@ func (q *Queue) claimNode(prio, prev, s uint64, room int, c *claimed) error {
 		case pos != 0:
 			c.inside = false
 		case c.lend:
-			return fmt.Errorf("this handle's batches, reservations and loans hold %d slots, the most: release some: %w", q.pool, driver.ErrLimit)
+			return errLent
 		default:
 			pos = posInside
 		}
