@@ -25,6 +25,7 @@ const (
 	Dropping     = driver.Dropping     // Options.Overflow DropOldest and DropLowest
 	Headrooms    = driver.Headrooms    // Options.Headroom
 	Modes        = driver.Modes        // Options.Mode, Owner and ReadOnly
+	Revoking     = driver.Revoking     // Remove ends open handles: those who wait on them, and all later calls, get ErrRemoved
 	Leases       = driver.Leases       // Lease
 	Transactions = driver.Transactions // several steps as one
 	Durable      = driver.Durable      // Options.Durability other than Memory

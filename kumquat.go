@@ -152,7 +152,8 @@ func Open(ctx context.Context, url string, o *Options) (*Queue, error) {
 }
 
 // Remove removes the queue that url names. Its messages are gone; those who wait on it get ErrRemoved, as does every later call on
-// a handle that has it open. A queue created afterwards under the same name is another one.
+// a handle that has it open. (A queue that cannot do Revoking lives on for those who have it open.) A queue created afterwards under
+// the same name is another one.
 //
 // Errors: ErrNotFound, ErrPermission, ErrInvalid, ErrUnsupported.
 func Remove(ctx context.Context, url string) error {

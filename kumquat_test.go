@@ -16,7 +16,10 @@ import (
 	"github.com/kumquat-mq/kumquat/shm"
 )
 
+var other = shm.Driver{Dir: "/other"}
+
 func TestMain(m *testing.M) {
+	Register("x-test+1.0", other)
 	dir, err := os.MkdirTemp("/dev/shm", "kumquat-test-")
 	if err != nil {
 		panic(err)
@@ -48,8 +51,6 @@ func open(t *testing.T, name string, o Options) *Queue {
 }
 
 func TestResolve(t *testing.T) {
-	other := shm.Driver{Dir: "/other"}
-	Register("x-test+1.0", other)
 	for _, c := range []struct {
 		url, scheme, prefix, name string
 	}{
@@ -170,7 +171,7 @@ func TestOptions(t *testing.T) {
 	minus := -1
 	for _, o := range []Options{
 		{}, {Create: true}, {Create: true, Exclusive: true, Mode: 0o777, MaxMessages: maxMessages, MaxSize: maxSize, MaxHandles: maxHandles,
-			Overflow: DropLowest, Durability: Always, Headroom: Headroom{99, MaxPriority}}, {MaxMessages: -1, Mode: fs.ModeDir}, // ignored: not created
+			Overflow: DropLowest, Durability: Always, Headroom: Headroom{Percent: 99, Priority: MaxPriority}}, {MaxMessages: -1, Mode: fs.ModeDir}, // ignored: not created
 	} {
 		if err := checkOptions(&o); err != nil {
 			t.Errorf("%+v: %v", o, err)
@@ -179,8 +180,8 @@ func TestOptions(t *testing.T) {
 	for _, o := range []Options{
 		{Exclusive: true}, {Owner: &minus}, {Create: true, Mode: fs.ModeDir | 0o600}, {Create: true, MaxMessages: maxMessages + 1}, {Create: true, MaxMessages: -1},
 		{Create: true, MaxSize: maxSize + 1}, {Create: true, MaxSize: -1}, {Create: true, MaxHandles: maxHandles + 1}, {Create: true, MaxHandles: -1},
-		{Create: true, Overflow: DropLowest + 1}, {Create: true, Durability: Always + 1}, {Create: true, Headroom: Headroom{100, 0}},
-		{Create: true, Headroom: Headroom{-1, 0}}, {Create: true, Headroom: Headroom{1, -1}}, {Create: true, Headroom: Headroom{1, MaxPriority + 1}},
+		{Create: true, Overflow: DropLowest + 1}, {Create: true, Durability: Always + 1}, {Create: true, Headroom: Headroom{Percent: 100, Priority: 0}},
+		{Create: true, Headroom: Headroom{Percent: -1, Priority: 0}}, {Create: true, Headroom: Headroom{Percent: 1, Priority: -1}}, {Create: true, Headroom: Headroom{Percent: 1, Priority: MaxPriority + 1}},
 	} {
 		if err := checkOptions(&o); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%+v: %v", o, err)

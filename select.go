@@ -10,7 +10,8 @@ import (
 )
 
 // Select waits until one of the queues has something to receive and returns it. It takes nothing: follow it by TryReceive, which
-// may find the queue empty if another receiver was faster. Where several have something, they take turns over the calls. The queues
+// may find the queue empty if another receiver was faster, or, on queues that cannot do Selecting and whose descriptor serves
+// instead, if that was readable for nothing. Where several have something, they take turns over the calls. The queues
 // may be of different drivers. It waits by events, never by polling.
 //
 // A queue that fails (closed, removed) ends Select with its error. Other errors: ErrInvalid (no queues), ErrUnsupported (a queue

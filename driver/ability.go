@@ -25,6 +25,7 @@ const (
 	Dropping   // Options.Overflow DropOldest and DropLowest
 	Headrooms  // Options.Headroom
 	Modes      // Options.Mode, Owner and ReadOnly
+	Revoking   // Remove ends open handles: those who wait on them, and all later calls, get ErrRemoved
 
 	Leases       // deliveries that are acknowledged
 	Transactions // several steps as one
@@ -35,7 +36,7 @@ var abilityNames = [...]string{
 	Batches: "batches", Bytes: "bytes", ZeroCopy: "zero copy", Peeking: "peeking", Purging: "purging", Notifying: "notifying",
 	Selecting: "selecting", Descriptors: "descriptors", Watching: "watching", Inspecting: "inspecting", Priorities: "priorities",
 	Filters: "filters", Metadata: "metadata", Delays: "delays", Expiry: "expiry", Dropping: "dropping", Headrooms: "headroom",
-	Modes: "modes", Leases: "leases", Transactions: "transactions", Durable: "durable",
+	Modes: "modes", Revoking: "revoking", Leases: "leases", Transactions: "transactions", Durable: "durable",
 }
 
 // String returns the ability's name in lower case, as error texts have it.

@@ -220,8 +220,8 @@ type Stats struct {
 	Expired  uint64
 
 	Handles         int // open now (those of dead processes left out)
-	Receivers       int // blocked in a receive now
-	Senders         int // blocked in a send now
+	Receivers       int // handles with a receive that is blocked now
+	Senders         int // handles with a send that is blocked now
 	Takeovers       uint64
 	MaxHandles      int
 	MaxBatch        int

@@ -43,12 +43,8 @@ func listWord(head, tail uint64) uint64 { return head | tail<<slotBits }
 // clear empties bitmap and heap. List heads count only where the bitmap says so; nodes are evidence and stay.
 func (a *area) clear() {
 	store(a.level2, 0)
-	for i := uint64(0); i < 8; i++ {
-		store(p64(a.level1, i*8), 0)
-	}
-	for i := uint64(0); i < 512; i++ {
-		store(p64(a.level0, i*8), 0)
-	}
+	clear(view(a.level1, 0, 8*8))
+	clear(view(a.level0, 0, 512*8))
 	store(a.heapLen, 0)
 }
 

@@ -66,6 +66,7 @@ const (
 	offListsUp  = pageSize + 1152 // [16]u64: bit b: list heads of priorities 512·b … 512·b+511 have pages
 	offDropped  = pageSize + 1280 // u64: removed by overflow policy and purge
 	offExpired  = pageSize + 1288 // u64
+	offWanted   = pageSize + 1408 // u32: 1 if somebody sleeps until the lock is given back
 	hotEnd      = 2 * pageSize
 
 	// participant entry

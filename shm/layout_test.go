@@ -43,7 +43,7 @@ var sections = []struct {
 		{"offHead", offHead, 8, 128}, {"offLock", offLock, 8, 128}, {"offCur", offCur, 8, 128}, {"offRecvWait", offRecvWait, 4, 128},
 		{"offSendWait", offSendWait, 4, 128}, {"offEdge", offEdge, 4, 128}, {"offEdges", offEdges, 8, 64}, {"offHigh", offHigh, 8, 128}, {"offBacked", offBacked, 8, 8},
 		{"offPartHigh", offPartHigh, 8, 8}, {"offTimed", offTimed, 8, 8}, {"offNodesUp", offNodesUp, 8 * areaCount, 8}, {"offHeapUp", offHeapUp, 8 * areaCount, 8},
-		{"offListsUp", offListsUp, 8 * areaCount, 8}, {"offDropped", offDropped, 8, 8}, {"offExpired", offExpired, 8, 8}}},
+		{"offListsUp", offListsUp, 8 * areaCount, 8}, {"offDropped", offDropped, 8, 8}, {"offExpired", offExpired, 8, 8}, {"offWanted", offWanted, 4, 4}}},
 	{"Participants", "p", 0, partSize, []field{
 		{"pWord", pWord, 8, 8}, {"pMark", pMark, 8, 8}, {"pDoing", pDoing, 8, 8}, {"pPID", pPID, 4, 4}, {"pUID", pUID, 4, 4},
 		{"pNamespace", pNamespace, 8, 8}, {"pStart", pStart, 8, 8}, {"pOpened", pOpened, 8, 8}, {"pSent", pSent, 8, 8}, {"pReceived", pReceived, 8, 8},

@@ -27,7 +27,8 @@ type holder struct {
 	freed, freedWord uint64   // hints not given back yet
 	buf              []uint64 // drained links, or keys of a rebuild
 	spare            []uint64
-	fenced           int // in a row
+	fenced           int  // in a row
+	giveWay          bool // somebody sleeps for the lock: let it have it before we take it again
 	damaged          int
 }
 
@@ -52,6 +53,10 @@ const (
 func (q *Queue) acquire(ctx context.Context) error {
 	h := &q.hold
 	var w *watchdog
+	if h.giveWay {
+		h.giveWay = false
+		q.letOthersLock()
+	}
 	for spin := 0; ; spin++ {
 		l := load(q.lockw)
 		if !lockIsHeld(l) {
@@ -122,9 +127,22 @@ func (w *watchdog) wait(ctx context.Context, q *Queue, l uint64) (stuck bool, er
 		if ctx.Err() != nil {
 			return false, driver.ContextError(ctx)
 		}
-		time.Sleep(min(time.Duration(w.naps)*10*time.Microsecond, time.Millisecond))
+		store32(q.wanted, 1)
+		if load(q.lockw) == l { // else it was given back meanwhile, perhaps before we said so
+			futexWait(q.wanted, 1, rawSlice)
+		}
 	}
 	return false, nil
+}
+
+// letOthersLock waits a moment for the one whom the last unlock woke. Without it a loop of receives would take the lock again before
+// anybody else could wake up.
+func (q *Queue) letOthersLock() {
+	const moment = 60 * time.Microsecond
+	l := load(q.lockw)
+	for start := time.Now(); load(q.lockw) == l && time.Since(start) < moment; {
+		_, _, _ = syscall.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	}
 }
 
 // holderDead reports whether every participant that may touch the lock's area is dead. The lock names no holder, but a holder has
@@ -145,6 +163,10 @@ func (q *Queue) unlock() {
 	step("unlock")
 	cas(q.lockw, h.my, h.my&^lockHeld)
 	store(q.mark, 0)
+	if load32(q.wanted) != 0 && cas32(q.wanted, 1, 0) {
+		futexWake(q.wanted, 1)
+		h.giveWay = !simulated
+	}
 	h.fenced, h.damaged = 0, 0
 }
 

@@ -176,11 +176,6 @@ func (q *Queue) tellEdge(before uint64) {
 	}
 }
 
-// notifier counts the goroutines of Notify.
-type notifier struct{ wg sync.WaitGroup }
-
-func (n *notifier) wait() { n.wg.Wait() }
-
 // Notify tells when the queue was empty and is no longer. See driver.Notifier.
 func (q *Queue) Notify(ctx context.Context) (ch <-chan struct{}, err error) {
 	if err := q.enter(); err != nil {
@@ -208,13 +203,13 @@ func (q *Queue) Notify(ctx context.Context) (ch <-chan struct{}, err error) {
 	if !found && !empty { // it came between our look and our subscription
 		out <- struct{}{}
 	}
-	q.notify.wg.Add(1)
+	q.ops.Add(1) // for the goroutine: Close waits for it
 	go q.tellSubscriber(ctx, out, told, empty)
 	return out, nil
 }
 
 func (q *Queue) tellSubscriber(ctx context.Context, out chan<- struct{}, told uint64, empty bool) {
-	defer q.notify.wg.Done()
+	defer q.exit()
 	defer close(out)
 	var err error
 	defer q.guard(debug.SetPanicOnFault(true), &err)

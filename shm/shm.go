@@ -50,7 +50,7 @@ type Queue struct {
 	// the hot words, in the mapping
 	head, lockw, cur   *uint64
 	recvWait, sendWait *uint32
-	edge               *uint32
+	edge, wanted       *uint32
 	high, backed       *uint64
 	removed            *uint64
 	dropped, expired   *uint64
@@ -92,8 +92,7 @@ type Queue struct {
 	broken  sync.Once
 	fault   atomic.Pointer[error]
 
-	fd     descriptor
-	notify notifier
+	fd descriptor
 }
 
 const (
@@ -208,6 +207,7 @@ func (q *Queue) locate() {
 	b := q.base
 	q.head, q.lockw, q.cur = p64(b, offHead), p64(b, offLock), p64(b, offCur)
 	q.recvWait, q.sendWait, q.edge = p32(b, offRecvWait), p32(b, offSendWait), p32(b, offEdge)
+	q.wanted = p32(b, offWanted)
 	q.high, q.backed, q.removed = p64(b, offHigh), p64(b, offBacked), p64(b, offRemoved)
 	q.dropped, q.expired, q.timed = p64(b, offDropped), p64(b, offExpired), p64(b, offTimed)
 	q.slots0, q.links0 = unsafe.Add(b, q.slotsAt), unsafe.Add(b, q.linksAt)
@@ -316,7 +316,6 @@ func (q *Queue) exit() {
 
 // leave waits until no goroutine of this process touches the mapping, signs off and unmaps.
 func (q *Queue) leave(broken bool) {
-	q.notify.wait()
 	broken = !q.settle() || broken
 	hubForget(q)
 	if broken {

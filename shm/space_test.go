@@ -122,6 +122,7 @@ func noSpaceText(t testing.TB, err error) {
 }
 
 func TestFullTmpfs(t *testing.T) {
+	t.Parallel()
 	if !inMountNamespace(t) {
 		return
 	}
@@ -239,6 +240,7 @@ func fillTmpfs(t *testing.T, d Driver, size int) {
 // Every page that any operation asks for is refused once: the operation fails with ErrNoSpace and leaves nothing behind, and works when
 // there is space again.
 func TestFallocateFails(t *testing.T) {
+	t.Parallel()
 	if !inMountNamespace(t) {
 		return
 	}
@@ -397,6 +399,7 @@ func mustHaveAllFree(t testing.TB, q *Queue) {
 // A message of each of the 32,768 priorities needs the heads of all lists, in two areas; on the full file system all of them come out
 // in order.
 func TestAllPrioritiesOnFullTmpfs(t *testing.T) {
+	t.Parallel()
 	if !inMountNamespace(t) {
 		return
 	}
@@ -441,6 +444,7 @@ func TestAllPrioritiesOnFullTmpfs(t *testing.T) {
 
 // Large bodies give their pages back when they are received.
 func TestLargeBodiesOnSmallTmpfs(t *testing.T) {
+	t.Parallel()
 	if !inMountNamespace(t) {
 		return
 	}

@@ -104,9 +104,11 @@ func TestEveryStep(t *testing.T) {
 // A second client, that takes over what the first left, dies or stops at every step of that.
 func TestEveryStepTwice(t *testing.T) {
 	stepSetup(t)
-	stride := 3 // of the first client's steps; KUMQUAT_ALL=1 takes all
-	if os.Getenv("KUMQUAT_ALL") != "" {
-		stride = 1
+	stride := 7 // every seventh step of both; KUMQUAT_STRIDE=1 takes all, in a quarter of an hour
+	if s := os.Getenv("KUMQUAT_STRIDE"); s != "" {
+		if n, err := strconv.Atoi(s); err == nil && n > 0 {
+			stride = n
+		}
 	}
 	total := 0
 	for v := range victims {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"sync"
 	"testing"
 
 	"github.com/kumquat-mq/kumquat"
@@ -72,8 +71,7 @@ func batchesStayTogether(s *suite, t *testing.T) {
 	q := s.queue(t, kumquat.Options{MaxMessages: 30, MaxSize: 32})
 	size := min(5, q.MaxBatch())
 	const senders, each = 4, 150
-	ctx := waiting(t)
-	var wg sync.WaitGroup
+	ctx, wg := crew(t)
 	for i := range senders {
 		h := s.again(t, q)
 		wg.Go(func() {

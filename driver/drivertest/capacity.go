@@ -53,11 +53,10 @@ func busyCapacity(s *suite, t *testing.T) {
 			n := stat(t, q).MaxMessages
 			hs := []*kumquat.Queue{q, s.again(t, q)}
 			const workers = 3
-			each := max(1500, 2*n)
-			ctx := waiting(t)
+			each := max(500, 2*n)
+			ctx, wg := crew(t)
 			// A send counts when it has returned, a receive before it begins: so sent − begun is never above what is in.
 			var sent, begun, most atomic.Int64
-			var wg sync.WaitGroup
 			for i := range workers {
 				h := hs[i%2]
 				wg.Go(func() {

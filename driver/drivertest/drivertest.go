@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,7 +36,7 @@ type Harness struct {
 }
 
 // patience is how long the suite waits for what must happen. It is never waited out when all is well.
-const patience = 30 * time.Second
+const patience = 60 * time.Second
 
 type suite struct {
 	Harness
@@ -222,6 +223,18 @@ func waiting(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// crew is for goroutines that report to t: at the end of the test, failed or not, their context is done and they are waited for.
+func crew(t testing.TB) (context.Context, *sync.WaitGroup) {
+	ctx, cancel := waitCancel(t)
+	wg := new(sync.WaitGroup)
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	return ctx, wg
+}
+
+func waitCancel(t testing.TB) (context.Context, context.CancelFunc) {
+	return context.WithCancel(waiting(t))
 }
 
 // holds waits until cond holds and reports whether it came to that.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"sync"
 	"testing"
 	"time"
 
@@ -172,8 +171,7 @@ func selectMany(s *suite, t *testing.T) {
 	for range queues {
 		qs = append(qs, s.queue(t, kumquat.Options{MaxMessages: 3, MaxSize: 16}))
 	}
-	ctx := waiting(t)
-	var wg sync.WaitGroup
+	ctx, wg := crew(t)
 	for i := range 2 {
 		r := rand.New(rand.NewPCG(uint64(i), 1))
 		wg.Go(func() {
@@ -243,9 +241,7 @@ func descriptor(s *suite, t *testing.T) {
 	want(t, err, nil)
 	defer unix.Close(ep)
 	want(t, unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: 7}), nil)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	ctx := waiting(t)
+	ctx, wg := crew(t)
 	const total = 300
 	wg.Go(func() {
 		for i := range total {

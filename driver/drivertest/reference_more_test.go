@@ -129,7 +129,7 @@ func (h *refHandle) Ready(f driver.Filter, wake func()) (bool, func(), error) {
 	if err := h.usable(); err != nil {
 		return false, func() {}, err
 	}
-	if len(h.due(f)) > 0 {
+	if len(h.due(f, 1)) > 0 {
 		return true, func() {}, nil
 	}
 	stopped := make(chan struct{}, 1)

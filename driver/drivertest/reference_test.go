@@ -106,6 +106,7 @@ type refQueue struct {
 	opened  uint64
 	closed  uint64
 	edges   uint64 // changes from empty to not empty
+	timed   bool   // some message had a time
 	changed chan struct{}
 	handles map[*refHandle]bool
 }
@@ -124,7 +125,12 @@ func (q *refQueue) change() {
 	close(q.changed)
 	q.changed = make(chan struct{})
 	for h := range q.handles {
-		if h.efd >= 0 && (len(q.ms) > 0 || q.s.Removed) {
+		if h.efd < 0 {
+			continue
+		}
+		var b [8]byte
+		_, _ = unix.Read(h.efd, b[:]) // readable exactly when there is something, as kernel queues are
+		if len(q.ms) > 0 || q.s.Removed {
 			_, _ = unix.Write(h.efd, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 		}
 	}
@@ -169,6 +175,9 @@ func over(m *driver.Message, now time.Time) bool {
 
 // expire removes what is over and returns when to look again: the next message that falls due or expires.
 func (q *refQueue) expire() (next time.Time) {
+	if !q.timed {
+		return next
+	}
 	now := time.Now()
 	if q.d.fault != "expiry" {
 		n := len(q.ms)
@@ -186,8 +195,21 @@ func (q *refQueue) expire() (next time.Time) {
 }
 
 // due returns the messages that f lets through and that are due, in the order of receiving.
-func (q *refQueue) due(f driver.Filter) []int {
+func (q *refQueue) due(f driver.Filter, most int) []int {
 	now := time.Now()
+	if most == 1 && f.TypeAtMost == 0 && q.d.fault != "order" { // the usual case, without sorting
+		first := -1
+		for i := range q.ms {
+			m := &q.ms[i]
+			if (first < 0 || m.Priority > q.ms[first].Priority) && f.Match(m) && (!q.timed || !m.NotBefore.After(now)) {
+				first = i
+			}
+		}
+		if first < 0 {
+			return nil
+		}
+		return []int{first}
+	}
 	o := &oracle{ms: q.ms}
 	is := slices.DeleteFunc(o.order(f), func(i int) bool { return q.ms[i].NotBefore.After(now) })
 	if q.d.fault == "order" && len(is) > 1 {
@@ -224,7 +246,10 @@ func (h *refHandle) SendBatch(ctx context.Context, ms []driver.Message, try bool
 			return err
 		}
 		next := h.expire()
-		w := oracle{max: h.o.MaxMessages, overflow: h.o.Overflow, headroom: h.o.Headroom, ms: slices.Clone(h.ms)}
+		w := oracle{max: h.o.MaxMessages, overflow: h.o.Overflow, headroom: h.o.Headroom, ms: h.ms}
+		if len(ms) > 1 { // all or none
+			w.ms = slices.Clone(h.ms)
+		}
 		if h.d.fault == "capacity" {
 			w.max++
 		}
@@ -234,6 +259,7 @@ func (h *refHandle) SendBatch(ctx context.Context, ms []driver.Message, try bool
 			m.Enqueued, m.Attempt, m.Sender, m.Taken = time.Now(), 0, os.Getpid(), 0
 			h.seq++
 			m.Seq = h.seq
+			h.timed = h.timed || !m.Expires.IsZero() || !m.NotBefore.IsZero()
 			if err = w.send(m); err != nil {
 				break
 			}
@@ -246,9 +272,7 @@ func (h *refHandle) SendBatch(ctx context.Context, ms []driver.Message, try bool
 			h.s.Sent += uint64(len(ms))
 			h.s.Dropped += uint64(w.dropped)
 			h.sent += uint64(len(ms))
-			if h.d.fault != "wake" {
-				h.change()
-			}
+			h.change()
 			return nil
 		}
 		if try || h.o.Overflow != driver.Block {
@@ -268,7 +292,7 @@ func (h *refHandle) take(ctx context.Context, f driver.Filter, most int, try boo
 			return nil, err
 		}
 		next := h.expire()
-		if is := h.due(f); len(is) > 0 {
+		if is := h.due(f, most); len(is) > 0 {
 			if fits != nil && !fits(&h.ms[is[0]]) {
 				return nil, driver.ErrTooLarge
 			}
@@ -289,10 +313,6 @@ func (h *refHandle) take(ctx context.Context, f driver.Filter, most int, try boo
 			h.received += uint64(len(ms))
 			h.change()
 			return ms, nil
-		}
-		if h.efd >= 0 && f.Any() && h.d.fault != "fd" {
-			var b [8]byte
-			_, _ = unix.Read(h.efd, b[:])
 		}
 		if try {
 			return nil, driver.ErrEmpty
@@ -384,7 +404,7 @@ func (h *refHandle) Peek(_ context.Context, o driver.PeekOptions) iter.Seq2[driv
 	return func(yield func(driver.Message, error) bool) {
 		h.mu.Lock()
 		h.expire()
-		is := h.due(o.Filter)
+		is := h.due(o.Filter, len(h.ms))
 		var late []driver.Message
 		var ms []driver.Message
 		for _, i := range is {

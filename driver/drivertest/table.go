@@ -44,6 +44,7 @@ var together = []subtest{
 	{"Wakes", nil, wakes},
 	{"Closing", nil, closing},
 	{"Removing", nil, removing},
+	{"Revoking", needs(kumquat.Revoking), revoking},
 	{"Iterator", nil, iterator},
 
 	{"Filters", needs(kumquat.Filters, kumquat.Metadata), filters},

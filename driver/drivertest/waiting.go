@@ -9,12 +9,6 @@ import (
 	"github.com/kumquat-mq/kumquat"
 )
 
-type ctxT = context.Context
-
-func waitCancel(t testing.TB) (context.Context, context.CancelFunc) {
-	return context.WithCancel(waiting(t))
-}
-
 // The Try calls never wait, and say which of the two states they met.
 func try(s *suite, t *testing.T) {
 	q := s.queue(t, kumquat.Options{MaxMessages: 1})
@@ -216,8 +210,30 @@ func closing(s *suite, t *testing.T) {
 	}
 }
 
-// Remove wakes those who wait. A queue of the same name is a new one, which old handles do not reach.
+// A queue of the same name as a removed one is a new one: old handles do not reach it, and it has none of the old messages.
 func removing(s *suite, t *testing.T) {
+	q := s.queue(t, kumquat.Options{MaxMessages: 2})
+	ctx := waiting(t)
+	send(t, q, text("old", 0))
+	want(t, kumquat.Remove(ctx, q.Name()), nil)
+	want(t, kumquat.Remove(ctx, q.Name()), kumquat.ErrNotFound)
+	_, err := kumquat.Open(ctx, q.Name(), nil)
+	want(t, err, kumquat.ErrNotFound)
+	n, err := kumquat.Open(ctx, q.Name(), s.bounded(kumquat.Options{MaxMessages: 2}))
+	want(t, err, nil)
+	defer n.Close()
+	empty(t, n, kumquat.Filter{})
+	_ = q.TrySend(text("old", 0)) // it may say what it likes, as long as the new queue does not get it
+	empty(t, n, kumquat.Filter{})
+	send(t, n, text("new", 0))
+	if m, err := q.TryReceive(); err == nil && string(m.Body) == "new" {
+		t.Fatal("an old handle received from the new queue")
+	}
+	takes(t, n, kumquat.Filter{}, "new")
+}
+
+// Remove wakes those who wait with ErrRemoved, receivers and senders on all handles, and every later call says so too.
+func revoking(s *suite, t *testing.T) {
 	q := s.queue(t, kumquat.Options{MaxMessages: 2})
 	ctx := waiting(t)
 	p := s.again(t, q)
@@ -226,33 +242,22 @@ func removing(s *suite, t *testing.T) {
 	want(t, kumquat.Remove(ctx, q.Name()), nil)
 	want(t, get(t, c1).err, kumquat.ErrRemoved)
 	want(t, get(t, c2).err, kumquat.ErrRemoved)
-	want(t, kumquat.Remove(ctx, q.Name()), kumquat.ErrNotFound)
-	_, err := kumquat.Open(ctx, q.Name(), nil)
-	want(t, err, kumquat.ErrNotFound)
 
-	n, err := kumquat.Open(ctx, q.Name(), s.bounded(kumquat.Options{MaxMessages: 2}))
-	want(t, err, nil)
-	defer n.Close()
-	want(t, q.TrySend(text("old", 0)), kumquat.ErrRemoved)
-	want(t, q.Send(ctx, text("old", 0)), kumquat.ErrRemoved)
-	_, err = q.Receive(ctx)
+	q = s.queue(t, kumquat.Options{MaxMessages: 2})
+	p = s.again(t, q)
+	send(t, q, text("a", 0), text("b", 0))
+	c1, c2 = sendLater(ctx, q, text("c", 0)), sendLater(ctx, p, text("d", 0))
+	s.blocked(t, q, 0, 2)
+	want(t, kumquat.Remove(ctx, q.Name()), nil)
+	want(t, get(t, c1).err, kumquat.ErrRemoved)
+	want(t, get(t, c2).err, kumquat.ErrRemoved)
+	want(t, q.TrySend(text("e", 0)), kumquat.ErrRemoved)
+	want(t, q.Send(ctx, text("e", 0)), kumquat.ErrRemoved)
+	want(t, p.TrySendBytes(nil, 0), kumquat.ErrRemoved)
+	_, err := p.Receive(ctx)
 	want(t, err, kumquat.ErrRemoved)
-	empty(t, n, kumquat.Filter{})
-	send(t, n, text("new", 0))
-	_, err = p.Receive(ctx)
+	_, err = q.TryReceive()
 	want(t, err, kumquat.ErrRemoved)
-	takes(t, n, kumquat.Filter{}, "new")
-
-	send(t, n, text("a", 0), text("b", 0))
-	c := sendLater(ctx, n, text("c", 0))
-	s.blocked(t, n, 0, 1)
-	want(t, kumquat.Remove(ctx, n.Name()), nil)
-	want(t, get(t, c).err, kumquat.ErrRemoved)
-	// What was in a removed queue does not come back in the next of its name.
-	again, err := kumquat.Open(ctx, q.Name(), s.bounded(kumquat.Options{MaxMessages: 2}))
-	want(t, err, nil)
-	defer again.Close()
-	empty(t, again, kumquat.Filter{})
 }
 
 // The iterator takes one message a step, yields an error once, and ends.

@@ -1,0 +1,28 @@
+# The targets are thin: what they do stands in scripts/, one file each.
+
+.DEFAULT_GOAL := help
+.PHONY: help test lint fuzz model steps torture clean
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r t d; do printf 'make %-8s %s\n' "$$t" "$$d"; done
+
+test: ## install what the tests need where that is allowed, then run all of them; ends with a list of what was skipped
+	@scripts/test.sh
+
+lint: ## gofmt, go vet, staticcheck, shellcheck, govulncheck
+	@scripts/lint.sh
+
+fuzz: ## run every fuzz function for FUZZTIME (60s); FUZZ=regexp chooses some
+	@scripts/fuzz.sh
+
+model: ## check the protocol's models with SPIN
+	@docs/model/check.sh
+
+steps: ## let clients of the engine die and stop at every step, and pairs of them; random schedules (KUMQUAT_SCHEDULES)
+	@CGO_ENABLED=0 KUMQUAT_ALL=1 go test -tags kumquat_step -count=1 -timeout 0 -run '^(TestEveryStep|TestEveryStepTwice|TestSchedules)$$' -v ./shm
+
+torture: ## kill and stop real processes and account for every message (KUMQUAT_TORTURE_ROUNDS, KUMQUAT_TORTURE_TIME)
+	@CGO_ENABLED=0 go test -count=1 -timeout 0 -run '^TestTorture$$' -v ./torture
+
+clean: ## remove what the targets leave in this folder
+	@rm -rf bin dist coverage.out
