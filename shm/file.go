@@ -120,6 +120,20 @@ func retryEINTR(f func() error) error {
 	}
 }
 
+// onFile calls do with f's descriptor until it is not interrupted. The descriptor cannot be closed meanwhile, nor its number become
+// another file's: a handle that broke is closed under the feet of those who are still in it. ErrClosed if it was closed before.
+func onFile(f *os.File, do func(fd int) error) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return driver.ErrClosed
+	}
+	var e error
+	if c.Control(func(fd uintptr) { e = retryEINTR(func() error { return do(int(fd)) }) }) != nil {
+		return driver.ErrClosed
+	}
+	return e
+}
+
 // openFile opens an existing queue's file and refuses everything that is not a plain file with one link.
 func (d Driver) openFile(name string, o *driver.Options) (*os.File, layout, error) {
 	path := d.path(name)
@@ -196,7 +210,7 @@ func (d Driver) createFile(name string, o *driver.Options) (*os.File, layout, er
 	// Pages that every user needs: header and hot words, the first participants, and the heads and bitmaps of two areas, so that
 	// no receive ever needs a new page.
 	for _, r := range [][2]uint64{{0, hotEnd}, {l.partsAt, pageSize}, {l.areasAt, aLists}, {l.areasAt + l.areaStride, aLists}} {
-		if err := allocate(fd, r[0], r[1]); err != nil {
+		if err := allocate(f, r[0], r[1]); err != nil {
 			return fail(d.sysError("allocate", path, err))
 		}
 	}
@@ -218,10 +232,10 @@ func (d Driver) createFile(name string, o *driver.Options) (*os.File, layout, er
 }
 
 // allocate gives the range pages, or fails with ENOSPC; it never writes data.
-func allocate(fd int, off, n uint64) error {
+func allocate(f *os.File, off, n uint64) error {
 	end := roundUp(off+n, pageSize)
 	off = off / pageSize * pageSize
-	return retryEINTR(func() error { return unix.Fallocate(fd, 0, int64(off), int64(end-off)) })
+	return onFile(f, func(fd int) error { return unix.Fallocate(fd, 0, int64(off), int64(end-off)) })
 }
 
 func putWord(b []byte, off int, v uint64) {
@@ -234,14 +248,14 @@ func putWord(b []byte, off int, v uint64) {
 // drops it when the last descriptor of this opening closes, at death too, whatever PID namespace the process lived in.
 func byteLock(f *os.File, at int64, how int16) error {
 	lk := unix.Flock_t{Type: how, Whence: 0, Start: at, Len: 1}
-	return retryEINTR(func() error { return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk) })
+	return onFile(f, func(fd int) error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lk) })
 }
 
 // byteLocked reports whether another opening of the file has the byte locked. It asks for a read lock, so that a descriptor
 // opened for reading will do.
 func byteLocked(f *os.File, at int64) bool {
 	lk := unix.Flock_t{Type: unix.F_RDLCK, Whence: 0, Start: at, Len: 1}
-	err := retryEINTR(func() error { return unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lk) })
+	err := onFile(f, func(fd int) error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lk) })
 	return err != nil || lk.Type != unix.F_UNLCK
 }
 
@@ -309,8 +323,8 @@ func (d Driver) mayUnlink(f *os.File) error {
 	return nil
 }
 
-func punchHole(fd int, off, n uint64) {
-	_ = retryEINTR(func() error {
+func punchHole(f *os.File, off, n uint64) {
+	_ = onFile(f, func(fd int) error {
 		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(off), int64(n))
 	})
 }

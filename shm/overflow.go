@@ -27,7 +27,7 @@ func (q *Queue) drop(prio, prev, s uint64, listed bool) error {
 	if listed {
 		err = a.unlink(prio, prev, s)
 	}
-	if err == nil && load(a.heapLen) != 0 {
+	if err == nil && load(a.heapLen) != 0 && linkIsTimed(load(q.linkOf(s))) {
 		err = a.heapRemove(s)
 	}
 	store(a.consumed, (load(a.consumed)+1)&seqMask)

@@ -37,7 +37,7 @@ func (q *Queue) register() error {
 	for _, wantDead := range []bool{false, true} {
 		for p := uint64(0); p < q.parts; p++ {
 			if p >= q.partsUp() {
-				if err := allocate(int(q.f.Fd()), q.partsAt+p*partSize, partSize); err != nil {
+				if err := allocate(q.f, q.partsAt+p*partSize, partSize); err != nil {
 					return q.driver.sysError("allocate in", q.path, err)
 				}
 				raise(p64(q.base, offPartHigh), min(roundUp(p+1, pageSize/partSize), q.parts))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/bits"
 	"runtime/debug"
+	"slices"
 
 	"github.com/kumquat-mq/kumquat/driver"
 )
@@ -374,7 +375,7 @@ func (q *Queue) claimAt(prio, prev, s, pos uint64, c *claimed) error {
 // retire takes a claimed message out of the index and counts it.
 func (q *Queue) retire(a *area, prio, prev, s uint64) error {
 	err := a.unlink(prio, prev, s)
-	if err == nil && load(a.heapLen) != 0 {
+	if err == nil && load(a.heapLen) != 0 && linkIsTimed(load(q.linkOf(s))) { // only timed ones have a place with a page
 		err = a.heapRemove(s)
 	}
 	step("consumed")
@@ -448,6 +449,7 @@ func (q *Queue) ReceiveBatch(ctx context.Context, dst []driver.Message, f driver
 	for len(out)-len(dst) < max {
 		var cs [poolMax]claimed
 		n, more := q.claimMany(ctx, chosen(&f), cs[:min(poolMax, max-(len(out)-len(dst)))])
+		out = slices.Grow(out, n)
 		for i := range cs[:n] {
 			if e := take(&cs[i]); e != nil {
 				err = e

@@ -225,14 +225,13 @@ func (q *Queue) back(n uint64) error {
 }
 
 func (q *Queue) backTo(from, to uint64) error {
-	fd := int(q.f.Fd())
 	for _, r := range [...][2]uint64{{q.slotsAt, slotSize}, {q.linksAt, 8}} {
-		if err := allocate(fd, r[0]+from*r[1], (to-from)*r[1]); err != nil {
+		if err := allocate(q.f, r[0]+from*r[1], (to-from)*r[1]); err != nil {
 			return q.driver.sysError("allocate in", q.path, err)
 		}
 	}
 	for _, r := range [...][2]uint64{{q.hintsAt, 64}, {q.summaryAt, 4096}} {
-		if err := allocate(fd, r[0]+from/r[1]*8, (to+r[1]-1)/r[1]*8-from/r[1]*8); err != nil {
+		if err := allocate(q.f, r[0]+from/r[1]*8, (to+r[1]-1)/r[1]*8-from/r[1]*8); err != nil {
 			return q.driver.sysError("allocate in", q.path, err)
 		}
 	}
@@ -252,7 +251,7 @@ func (q *Queue) backNodes(k, n uint64) error {
 		return nil
 	}
 	a := &q.areas[k]
-	if err := allocate(int(q.f.Fd()), a.at+q.nodesIn+from*nodeSize, (n-from)*nodeSize); err != nil {
+	if err := allocate(q.f, a.at+q.nodesIn+from*nodeSize, (n-from)*nodeSize); err != nil {
 		return q.driver.sysError("allocate in", q.path, err)
 	}
 	raise(up, n)
@@ -267,9 +266,9 @@ func (q *Queue) backHeap(k, n uint64) error {
 	if n = min(roundUp(n, backedChunk), q.slots); n <= from {
 		return nil
 	}
-	a, fd := &q.areas[k], int(q.f.Fd())
+	a := &q.areas[k]
 	for _, r := range [...][2]uint64{{q.heapIn, heapSize}, {q.placeIn, 4}} {
-		if err := allocate(fd, a.at+r[0]+from*r[1], (n-from)*r[1]); err != nil {
+		if err := allocate(q.f, a.at+r[0]+from*r[1], (n-from)*r[1]); err != nil {
 			return q.driver.sysError("allocate in", q.path, err)
 		}
 	}
@@ -284,7 +283,7 @@ func (q *Queue) backList(k, prio uint64) error {
 	if load(up)>>page&1 != 0 {
 		return nil
 	}
-	if err := allocate(int(q.f.Fd()), q.areas[k].at+aLists+page*pageSize, pageSize); err != nil {
+	if err := allocate(q.f, q.areas[k].at+aLists+page*pageSize, pageSize); err != nil {
 		return q.driver.sysError("allocate in", q.path, err)
 	}
 	or(up, 1<<page)
@@ -320,7 +319,7 @@ const punchFrom = 8 << 20 // bodies from this size on give their memory back whe
 func (q *Queue) backBody(s, n uint64) error {
 	up := p32(q.slot(s), sBodyUp)
 	if units := (n + 63) / 64; units > uint64(load32(up)) {
-		if err := allocate(int(q.f.Fd()), q.bodiesAt+s*q.stride, n); err != nil {
+		if err := allocate(q.f, q.bodiesAt+s*q.stride, n); err != nil {
 			return q.driver.sysError("allocate in", q.path, err)
 		}
 		store32(up, uint32(units))
@@ -331,7 +330,7 @@ func (q *Queue) backBody(s, n uint64) error {
 func (q *Queue) backMeta(s uint64) error {
 	up := p16(q.slot(s), sMetaUp)
 	if *up == 0 {
-		if err := allocate(int(q.f.Fd()), q.metaAt+s*metaBlock, metaBlock); err != nil {
+		if err := allocate(q.f, q.metaAt+s*metaBlock, metaBlock); err != nil {
 			return q.driver.sysError("allocate in", q.path, err)
 		}
 		*up = 1
@@ -346,6 +345,6 @@ func (q *Queue) punch(s uint64) {
 	up := p32(q.slot(s), sBodyUp)
 	if uint64(load32(up))*64 >= punchFrom {
 		storeSync32(up, 0)
-		punchHole(int(q.f.Fd()), q.bodiesAt+s*q.stride, q.stride)
+		punchHole(q.f, q.bodiesAt+s*q.stride, q.stride)
 	}
 }

@@ -115,7 +115,7 @@ func (q *Queue) onlyDead(k uint64) bool {
 
 // backArea gives area k all the pages that a rebuild of the present queue needs.
 func (q *Queue) backArea(k uint64) error {
-	if err := allocate(int(q.f.Fd()), q.areas[k].at, aLists); err != nil {
+	if err := allocate(q.f, q.areas[k].at, aLists); err != nil {
 		return q.driver.sysError("allocate in", q.path, err)
 	}
 	if err := q.backNodes(k, min(load(q.backed), q.slots)); err != nil {

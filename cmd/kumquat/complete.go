@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kumquat-mq/kumquat"
+)
+
+// queueNames completes the names of queues for the first n arguments, all of them if n is below 0.
+func queueNames(n int) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, toComplete string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if n >= 0 && len(args) >= n {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		// A person waits at the prompt.
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		scheme := ""
+		if i := strings.IndexByte(toComplete, ':'); i > 0 {
+			scheme = toComplete[:i+1]
+		}
+		infos, err := kumquat.List(ctx, scheme)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var names []cobra.Completion
+		for _, info := range infos {
+			// What would break the line of the shell cannot be offered.
+			if !strings.HasPrefix(info.Name, toComplete) || escape(info.Name) != info.Name {
+				continue
+			}
+			text := "not readable"
+			if info.Err == nil {
+				text = fmt.Sprintf("%d of %d messages", info.Messages, info.MaxMessages)
+			}
+			names = append(names, cobra.CompletionWithDesc(info.Name, text))
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func completeWords(c *cobra.Command, flag string, words ...string) {
+	must(c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)))
+}
+
+func completeBands(c *cobra.Command, flag string) { completeWords(c, flag, bands...) }
+
+// must is for what fails only if the program is wrong: a flag of another name.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}

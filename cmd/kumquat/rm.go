@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kumquat-mq/kumquat"
+)
+
+func rmCommand(a *app) *cobra.Command {
+	var yes, dry, force bool
+	c := &cobra.Command{
+		Use:     "rm NAME... [flags]",
+		Aliases: []string{"remove"},
+		Short:   "Remove queues",
+		Long: `Remove queues with all their messages. Names may be patterns as for ls. Those who wait on a removed queue are told, and can no
+longer use it; a queue made afterwards under the name is another one.
+
+On a terminal it asks first, unless --yes is given. If one cannot be removed, the others still are.`,
+		Example: `  kumquat rm /orders
+  kumquat rm '/images/*' --dry-run`,
+		Args:              arguments(1, -1),
+		ValidArgsFunction: queueNames(-1),
+	}
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	c.Flags().BoolVar(&dry, "dry-run", false, "print the names that would be removed, and remove nothing")
+	c.Flags().BoolVar(&force, "if-exists", false, "a queue that is not there is no error")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		return runRm(cmd.Context(), a, args, yes, dry, force)
+	}
+	return c
+}
+
+func runRm(ctx context.Context, a *app, args []string, yes, dry, force bool) error {
+	var first error
+	fail := func(err error) {
+		if first == nil {
+			first = err
+		}
+		a.say(errorText(ctx, err))
+	}
+	var names []string
+	messages := 0
+	for _, arg := range args {
+		infos, err := kumquat.List(ctx, arg)
+		switch {
+		case err != nil:
+			return err
+		case len(infos) == 0 && force:
+		case len(infos) == 0 && isPattern(arg):
+			fail(fmt.Errorf("remove %s: %w matches", arg, kumquat.ErrNotFound))
+		case len(infos) == 0:
+			fail(fmt.Errorf("remove %s: %w", arg, kumquat.ErrNotFound))
+		}
+		for _, info := range infos {
+			if !slices.Contains(names, info.Name) {
+				names = append(names, info.Name)
+				messages += info.Messages
+			}
+		}
+	}
+	if dry {
+		for _, n := range names {
+			fmt.Fprintln(a.out, escape(n))
+		}
+	} else if len(names) > 0 {
+		question := fmt.Sprintf("Remove %s with %s?", names[0], plural(messages, "message"))
+		if len(names) > 1 {
+			question = fmt.Sprintf("Remove %s with %s?", plural(len(names), "queue"), plural(messages, "message"))
+		}
+		ok, err := a.confirm(ctx, yes, question)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return a.declined()
+		}
+		for _, n := range names {
+			if err := kumquat.Remove(ctx, n); err != nil {
+				fail(err)
+			}
+		}
+	}
+	if first != nil {
+		return quietError{exitCode(ctx, first)}
+	}
+	return nil
+}
