@@ -137,13 +137,7 @@ func (s *sample) restore(f *os.File) error {
 	return nil
 }
 
-// A mutation is bytes that a stranger writes into the file.
-type mutation struct {
-	off  uint64
-	data []byte
-}
-
-// mutate writes one mutation that bytes of r choose: mostly an aligned word in a telling range, with a telling value.
+// mutate writes what a stranger might: mostly an aligned word in a telling range, with a telling value.
 func (s *sample) mutate(f *os.File, r *rand.Rand) {
 	rg := s.ranges[r.IntN(len(s.ranges))]
 	off := rg[0] + r.Uint64N(rg[1])

@@ -107,6 +107,7 @@ func TestCheckFindsBroken(t *testing.T) {
 		"list head far":      {func(h *handmade) { h.word(area(h, aLists+8*5), 1<<23|3<<slotBits) }, "area 0, priority 5", "leads to slot"},
 		"circle":             {func(h *handmade) { h.word(h.o.nodeBase(0, 2)+8, nodeWord(3, 0)) }, "area 0, priority 5", "twice"},
 		"order":              {func(h *handmade) { h.swapList() }, "area 0, priority 5", "comes after"},
+		"back link":          {func(h *handmade) { h.u32(h.o.areaBase(0)+h.o.beforeIn+4*2, 9) }, "area 0, priority 5", "stands before it"},
 		"foreign priority":   {func(h *handmade) { h.word(h.o.linkBase(2), linkWord(1, 6)) }, "area 0, priority 5", "is of priority 6"},
 		"expected":           {func(h *handmade) { h.word(h.o.nodeBase(0, 2), readyWord(5, 3)) }, "area 0, priority 5", "expects"},
 		"node seq":           {func(h *handmade) { h.word(state(h, 2), readyWord(1, 3)); h.word(h.o.nodeBase(0, 2)+8, nodeWord(4, 3)) }, "area 0, priority 5", "message 4"},

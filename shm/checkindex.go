@@ -118,6 +118,7 @@ func (x *indexCheck) list(p uint64) error {
 	}
 	at, tail := w&slotMask, w>>slotBits&slotMask
 	x.fact(w>>(2*slotBits) == 0, where, "its list head %#x has bits that mean nothing", w)
+	prev := uint64(noSlot)
 	for before, first := uint64(0), true; ; first = false {
 		seq, next, ok, err := x.node(at, where)
 		if err != nil || !ok {
@@ -130,6 +131,12 @@ func (x *indexCheck) list(p uint64) error {
 		x.listed++
 		if !first {
 			x.fact(seqDiff(seq, before) > 0, where, "message %d comes after %d", seq, before)
+			back, err := x.pages.word(x.o.areaBase(x.k) + x.o.beforeIn + at/2*8)
+			if err != nil {
+				return err
+			}
+			back = back >> (at % 2 * 32) & (1<<32 - 1)
+			x.fact(back == prev, where, "slot %d says that %d stands before it, it is %d", at, back, prev)
 		}
 		link, err := x.pages.word(x.o.linkBase(at))
 		if err != nil {
@@ -139,7 +146,7 @@ func (x *indexCheck) list(p uint64) error {
 		if at == tail {
 			return nil
 		}
-		before, at = seq, next
+		before, prev, at = seq, at, next
 	}
 }
 

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/kumquat-mq/kumquat/driver"
-	"golang.org/x/sys/unix"
 )
 
 func init() { roles["mutate"] = mutateRole }
@@ -38,7 +37,7 @@ func mutateRole(args []string) int {
 	go u.watch(stop)
 	bad := 0
 	hole := fence(s.layout.size)
-	fenced, opened := 0, 0
+	fences, fenced, opened := 0, 0, 0
 	for seed := first; seed < first+count; seed++ {
 		fmt.Println("seed", seed)
 		u.fail = func(format string, a ...any) {
@@ -62,6 +61,8 @@ func mutateRole(args []string) int {
 			opened++
 			if u.q.base == hole {
 				fenced++
+			} else if fences++; fences < 100 { // something else was put there, or a handle that met a fault keeps its addresses
+				hole = fence(s.layout.size)
 			}
 			u.round(false)
 			for range 6 {
@@ -76,7 +77,6 @@ func mutateRole(args []string) int {
 			fmt.Fprintln(os.Stderr, "slow: seed", seed, u.slow, u.slowest)
 			u.slowest = 0
 		}
-		_ = unix.MunmapPtr(hole, uintptr(s.layout.size)) // a handle that met a fault keeps its addresses
 		_ = f.Close()
 		if bad > 10 {
 			break
@@ -185,9 +185,9 @@ func init() {
 // can go on.
 func scribbleRole(args []string) int {
 	t := &roleTB{}
-	defer t.cleanup()
 	overflow, _ := strconv.Atoi(args[1])
 	s := takeSample(t, driver.Overflow(overflow))
+	t.cleanup() // it will be killed
 	f, err := os.OpenFile(args[0], os.O_RDWR|os.O_CREATE, 0o600)
 	if err == nil {
 		err = s.write(f)

@@ -22,6 +22,11 @@ type area struct {
 	lists          unsafe.Pointer
 	nodes          unsafe.Pointer
 	heap, place    unsafe.Pointer
+	before         unsafe.Pointer // u32 per slot: the one before it in its list; of a first one it says nothing
+	filtering      *uint64
+	ringPos        *uint64
+	ring           unsafe.Pointer
+	ringMask       uint64
 }
 
 func (a *area) locate(q *Queue, k uint64) {
@@ -30,11 +35,14 @@ func (a *area) locate(q *Queue, k uint64) {
 	a.consumed, a.progress, a.heapLen, a.level2 = p64(at, aConsumed), p64(at, aProgress), p64(at, aHeapLen), p64(at, aLevel2)
 	a.level1, a.level0, a.lists = unsafe.Add(at, aLevel1), unsafe.Add(at, aLevel0), unsafe.Add(at, aLists)
 	a.nodes, a.heap, a.place = unsafe.Add(at, q.nodesIn), unsafe.Add(at, q.heapIn), unsafe.Add(at, q.placeIn)
+	a.before, a.ring, a.ringMask = unsafe.Add(at, q.beforeIn), unsafe.Add(at, q.ringIn), q.ring-1
+	a.filtering, a.ringPos = p64(at, aFiltering), p64(at, aRingPos)
 }
 
 func (a *area) expected(s uint64) *uint64 { return p64(a.nodes, s*nodeSize) }
 func (a *area) node(s uint64) *uint64     { return p64(a.nodes, s*nodeSize+8) }
 func (a *area) list(prio uint64) *uint64  { return p64(a.lists, prio*8) }
+func (a *area) prev(s uint64) *uint32     { return p32(a.before, s*4) }
 
 func listHead(w uint64) uint64          { return w & slotMask }
 func listTail(w uint64) uint64          { return w >> slotBits & slotMask }
@@ -46,6 +54,7 @@ func (a *area) clear() {
 	clear(view(a.level1, 0, 8*8))
 	clear(view(a.level0, 0, 512*8))
 	store(a.heapLen, 0)
+	store(a.filtering, 0)
 }
 
 func (a *area) has(prio uint64) bool { return load(p64(a.level0, prio/64*8))>>(prio%64)&1 != 0 }
@@ -124,6 +133,9 @@ func (a *area) lowest() int {
 func (a *area) push(s, prio, expected, seq uint64) error {
 	store(a.expected(s), expected)
 	store(a.node(s), nodeWord(seq, noSlot))
+	if load(a.filtering) != 0 {
+		a.journal(s, seq)
+	}
 	l := a.list(prio)
 	if !a.has(prio) {
 		store(l, listWord(s, s))
@@ -137,8 +149,16 @@ func (a *area) push(s, prio, expected, seq uint64) error {
 	}
 	n := a.node(tail)
 	store(n, nodeWord(nodeSeq(load(n)), s))
+	store32(a.prev(s), uint32(tail))
 	store(l, listWord(listHead(w), s))
 	return nil
+}
+
+// journal writes an enlisted message to the ring, from which handles that filter keep their own index (filter.go).
+func (a *area) journal(s, seq uint64) {
+	pos := load(a.ringPos)
+	store(p64(a.ring, pos&a.ringMask*8), headWord(seq, s))
+	store(a.ringPos, pos+1)
 }
 
 // first returns the slot of the oldest message of prio.
@@ -150,17 +170,28 @@ func (a *area) first(prio uint64) (uint64, error) {
 	return s, nil
 }
 
-// unlink takes slot s out of prio's list; prev is the one before it, noSlot if it is the first.
-func (a *area) unlink(prio, prev, s uint64) error {
+// unlink takes slot s out of prio's list.
+func (a *area) unlink(prio, s uint64) error {
 	l := a.list(prio)
 	w := load(l)
-	next := nodeNext(load(a.node(s)))
-	if s == listTail(w) {
-		if prev == noSlot {
+	if s == listHead(w) {
+		if s == listTail(w) {
 			a.clearBit(prio)
 			return nil
 		}
-		n := a.node(prev)
+		next := nodeNext(load(a.node(s)))
+		if next >= a.slots {
+			return errDamaged
+		}
+		store(l, listWord(next, listTail(w)))
+		return nil
+	}
+	prev, next := uint64(load32(a.prev(s))), nodeNext(load(a.node(s)))
+	if prev >= a.slots || nodeNext(load(a.node(prev))) != s {
+		return errDamaged
+	}
+	n := a.node(prev)
+	if s == listTail(w) {
 		store(n, nodeWord(nodeSeq(load(n)), noSlot))
 		store(l, listWord(listHead(w), prev))
 		return nil
@@ -168,12 +199,8 @@ func (a *area) unlink(prio, prev, s uint64) error {
 	if next >= a.slots {
 		return errDamaged
 	}
-	if prev == noSlot {
-		store(l, listWord(next, listTail(w)))
-		return nil
-	}
-	n := a.node(prev)
 	store(n, nodeWord(nodeSeq(load(n)), next))
+	store32(a.prev(next), uint32(prev))
 	return nil
 }
 
@@ -204,11 +231,16 @@ func (a *area) insert(s, prio, expected, seq uint64) error {
 		}
 	}
 	store(a.node(s), nodeWord(seq, at))
+	store32(a.prev(at), uint32(s))
+	if load(a.filtering) != 0 {
+		a.journal(s, seq)
+	}
 	if prev == noSlot {
 		store(a.list(prio), listWord(s, listTail(w)))
 	} else {
 		n := a.node(prev)
 		store(n, nodeWord(nodeSeq(load(n)), s))
+		store32(a.prev(s), uint32(prev))
 	}
 	return nil
 }

@@ -79,7 +79,7 @@ func TestIndexAgainstReference(t *testing.T) {
 		if n%500 == 0 { // the whole order, by the walk that filters use
 			var got []item
 			q.hold.a = a
-			fail(q.eachListed(func(p, _, s uint64) bool {
+			fail(q.eachListed(func(p, s uint64) bool {
 				got = append(got, item{p, nodeSeq(load(a.node(s))), s, 0})
 				return true
 			}))
@@ -109,9 +109,7 @@ func TestIndexAgainstReference(t *testing.T) {
 		if at, _, _, ok, err := a.heapTop(); !ok || err != nil || at != earliest {
 			t.Fatalf("step %d: heap top is %d (%v), want %d", n, at, err, earliest)
 		}
-		prev, err := q.before(a, it.prio, it.slot)
-		fail(err)
-		fail(a.unlink(it.prio, prev, it.slot))
+		fail(a.unlink(it.prio, it.slot))
 		fail(a.heapRemove(it.slot))
 		ref = slices.Delete(ref, i, i+1)
 		free = append(free, it.slot)

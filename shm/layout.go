@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc64"
 	"math"
+	"math/bits"
 	"time"
 
 	"github.com/kumquat-mq/kumquat/driver"
@@ -46,6 +47,9 @@ const (
 	offHeapIn      = 176
 	offPlaceIn     = 184
 	offFileSize    = 192
+	offBeforeIn    = 200
+	offRingIn      = 208
+	offRingSize    = 216
 	sumEnd         = 256
 	offRemoved     = 256 // u64, the only word of this page that changes
 
@@ -67,6 +71,7 @@ const (
 	offDropped  = pageSize + 1280 // u64: removed by overflow policy and purge
 	offExpired  = pageSize + 1288 // u64
 	offWanted   = pageSize + 1408 // u32: 1 if somebody sleeps until the lock is given back
+	offRingsUp  = pageSize + 1416 // u64: bit k: the ring of area k has pages
 	hotEnd      = 2 * pageSize
 
 	// participant entry
@@ -123,6 +128,8 @@ const (
 	aConsumed    = 0
 	aProgress    = 128
 	aHeapLen     = 256          // u64
+	aFiltering   = 264          // u64: 1: what is enlisted is written to the ring too
+	aRingPos     = 272          // u64: how many entries were written to it
 	aLevel2      = 512          // u64: bit i: level 1 word i is not 0
 	aLevel1      = 576          // [8]u64
 	aLevel0      = pageSize     // [512]u64
@@ -131,6 +138,7 @@ const (
 	nodeSize     = 16
 	heapSize     = 16 // time ns, slot
 	listsPerPage = pageSize / 8
+	ringMost     = 1 << 16
 
 	defaultMax     = 65536
 	defaultMaxSize = 64 << 10
@@ -157,6 +165,7 @@ type layout struct {
 	metaAt, bodiesAt          uint64
 	areasAt, areaStride       uint64
 	nodesIn, heapIn, placeIn  uint64
+	beforeIn, ringIn, ring    uint64 // ring: entries of an area's ring, a power of two
 	size                      uint64
 }
 
@@ -230,6 +239,9 @@ func (l *layout) place() {
 	l.nodesIn = next(l.slots * nodeSize)
 	l.heapIn = next(l.slots * heapSize)
 	l.placeIn = next(l.slots * 4)
+	l.beforeIn = next(l.slots * 4)
+	l.ring = min(uint64(1)<<bits.Len64(l.slots-1), ringMost)
+	l.ringIn = next(l.ring * 8)
 	l.areaStride = at
 	l.size = l.areasAt + areaCount*l.areaStride
 }
@@ -255,7 +267,8 @@ func (l *layout) encode() []byte {
 	p64(offCreated, uint64(l.created.UnixNano()))
 	for off, v := range map[int]uint64{offPartsAt: l.partsAt, offSlotsAt: l.slotsAt, offLinksAt: l.linksAt, offHintsAt: l.hintsAt,
 		offSummaryAt: l.summaryAt, offMetaAt: l.metaAt, offBodiesAt: l.bodiesAt, offAreasAt: l.areasAt, offAreaStride: l.areaStride,
-		offNodesIn: l.nodesIn, offHeapIn: l.heapIn, offPlaceIn: l.placeIn, offFileSize: l.size} {
+		offNodesIn: l.nodesIn, offHeapIn: l.heapIn, offPlaceIn: l.placeIn, offBeforeIn: l.beforeIn,
+		offRingIn: l.ringIn, offRingSize: l.ring, offFileSize: l.size} {
 		p64(off, v)
 	}
 	p64(offSum, headerSum(b))
@@ -299,7 +312,8 @@ func decodeLayout(b []byte, fileSize int64) (layout, error) {
 	if l.slots != u64(offSlotCount) || l.slots >= noSlot || l.partsAt != u64(offPartsAt) || l.slotsAt != u64(offSlotsAt) || l.linksAt != u64(offLinksAt) ||
 		l.hintsAt != u64(offHintsAt) || l.summaryAt != u64(offSummaryAt) || l.metaAt != u64(offMetaAt) || l.bodiesAt != u64(offBodiesAt) ||
 		l.areasAt != u64(offAreasAt) || l.areaStride != u64(offAreaStride) || l.nodesIn != u64(offNodesIn) || l.heapIn != u64(offHeapIn) ||
-		l.placeIn != u64(offPlaceIn) || l.size != u64(offFileSize) || l.slots*l.stride > maxAddresses {
+		l.placeIn != u64(offPlaceIn) || l.beforeIn != u64(offBeforeIn) ||
+		l.ringIn != u64(offRingIn) || l.ring != u64(offRingSize) || l.size != u64(offFileSize) || l.slots*l.stride > maxAddresses {
 		return corrupt("the header's layout is not the one of this version: remove the queue")
 	}
 	if uint64(fileSize) < l.size {

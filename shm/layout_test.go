@@ -38,12 +38,13 @@ var sections = []struct {
 		{"offSlotsAt", offSlotsAt, 8, 8}, {"offLinksAt", offLinksAt, 8, 8}, {"offHintsAt", offHintsAt, 8, 8}, {"offSummaryAt", offSummaryAt, 8, 8},
 		{"offMetaAt", offMetaAt, 8, 8}, {"offBodiesAt", offBodiesAt, 8, 8}, {"offAreasAt", offAreasAt, 8, 8}, {"offAreaStride", offAreaStride, 8, 8},
 		{"offNodesIn", offNodesIn, 8, 8}, {"offHeapIn", offHeapIn, 8, 8}, {"offPlaceIn", offPlaceIn, 8, 8}, {"offFileSize", offFileSize, 8, 8},
+		{"offBeforeIn", offBeforeIn, 8, 8}, {"offRingIn", offRingIn, 8, 8}, {"offRingSize", offRingSize, 8, 8},
 		{"offRemoved", offRemoved, 8, 8}}},
 	{"Hot words", "off", pageSize, hotEnd, []field{
 		{"offHead", offHead, 8, 128}, {"offLock", offLock, 8, 128}, {"offCur", offCur, 8, 128}, {"offRecvWait", offRecvWait, 4, 128},
 		{"offSendWait", offSendWait, 4, 128}, {"offEdge", offEdge, 4, 128}, {"offEdges", offEdges, 8, 64}, {"offHigh", offHigh, 8, 128}, {"offBacked", offBacked, 8, 8},
 		{"offPartHigh", offPartHigh, 8, 8}, {"offTimed", offTimed, 8, 8}, {"offNodesUp", offNodesUp, 8 * areaCount, 8}, {"offHeapUp", offHeapUp, 8 * areaCount, 8},
-		{"offListsUp", offListsUp, 8 * areaCount, 8}, {"offDropped", offDropped, 8, 8}, {"offExpired", offExpired, 8, 8}, {"offWanted", offWanted, 4, 4}}},
+		{"offListsUp", offListsUp, 8 * areaCount, 8}, {"offDropped", offDropped, 8, 8}, {"offExpired", offExpired, 8, 8}, {"offWanted", offWanted, 4, 4}, {"offRingsUp", offRingsUp, 8, 8}}},
 	{"Participants", "p", 0, partSize, []field{
 		{"pWord", pWord, 8, 8}, {"pMark", pMark, 8, 8}, {"pDoing", pDoing, 8, 8}, {"pPID", pPID, 4, 4}, {"pUID", pUID, 4, 4},
 		{"pNamespace", pNamespace, 8, 8}, {"pStart", pStart, 8, 8}, {"pOpened", pOpened, 8, 8}, {"pSent", pSent, 8, 8}, {"pReceived", pReceived, 8, 8},
@@ -54,7 +55,7 @@ var sections = []struct {
 		{"sEnqueued", sEnqueued, 8, 8}, {"sSender", sSender, 4, 4}, {"sAttempt", sAttempt, 2, 2}, {"sMetaUp", sMetaUp, 2, 2},
 		{"sBodyUp", sBodyUp, 4, 4}, {"sOwner", sOwner, 4, 4}, {"sInline", sInline, inlineSize, 8}}},
 	{"Areas", "a", 0, aLists + listsSize, []field{
-		{"aConsumed", aConsumed, 8, 8}, {"aProgress", aProgress, 8, 128}, {"aHeapLen", aHeapLen, 8, 128}, {"aLevel2", aLevel2, 8, 8},
+		{"aConsumed", aConsumed, 8, 8}, {"aProgress", aProgress, 8, 128}, {"aHeapLen", aHeapLen, 8, 128}, {"aFiltering", aFiltering, 8, 8}, {"aRingPos", aRingPos, 8, 8}, {"aLevel2", aLevel2, 8, 8},
 		{"aLevel1", aLevel1, 64, 8}, {"aLevel0", aLevel0, 4096, pageSize}, {"aLists", aLists, listsSize, pageSize}}},
 }
 
@@ -296,7 +297,8 @@ func TestLayoutRanges(t *testing.T) {
 			{{0, hotEnd}, {l.partsAt, l.parts * partSize}, {l.slotsAt, l.slots * slotSize}, {l.linksAt, l.slots * 8}, {l.hintsAt, (l.slots + 63) / 64 * 8},
 				{l.summaryAt, (l.slots + 4095) / 4096 * 8}, {l.metaAt, l.slots * metaBlock}, {l.bodiesAt, l.slots * l.stride},
 				{l.areasAt, areaCount * l.areaStride}, {l.size, 0}},
-			{{0, aLists + listsSize}, {l.nodesIn, l.slots * nodeSize}, {l.heapIn, l.slots * heapSize}, {l.placeIn, l.slots * 4}, {l.areaStride, 0}},
+			{{0, aLists + listsSize}, {l.nodesIn, l.slots * nodeSize}, {l.heapIn, l.slots * heapSize}, {l.placeIn, l.slots * 4},
+				{l.beforeIn, l.slots * 4}, {l.ringIn, l.ring * 8}, {l.areaStride, 0}},
 		} {
 			for i := 1; i < len(ranges); i++ {
 				if end := ranges[i-1][0] + ranges[i-1][1]; ranges[i][0] != (end+pageSize-1)/pageSize*pageSize {

@@ -29,7 +29,7 @@ func (q *Queue) probe(ctx context.Context, f *driver.Filter, c *claimed) (bool, 
 		if err := q.acquire(ctx); err != nil {
 			return false, err
 		}
-		_, _, s, err := q.find(f)
+		_, s, err := q.find(f)
 		if err == nil {
 			if s == noSlot {
 				err = q.sawNothing(c)

@@ -185,6 +185,9 @@ func (h *handmade) index(k uint64, lists map[uint64][]uint64, heap [][2]uint64) 
 		up |= 1 << (p / listsPerPage)
 		h.word(base+aLists+8*p, slots[0]|slots[len(slots)-1]<<slotBits)
 		for i, s := range slots {
+			if i > 0 {
+				h.u32(base+o.beforeIn+4*s, uint32(slots[i-1]))
+			}
 			next := uint64(noSlot)
 			if i+1 < len(slots) {
 				next = slots[i+1]

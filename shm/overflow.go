@@ -8,12 +8,12 @@ import (
 	"github.com/kumquat-mq/kumquat/driver"
 )
 
-// drop removes a message that nobody will receive: evicted, expired or purged. listed: it stands in prio's list behind prev.
+// drop removes a message that nobody will receive: evicted, expired or purged. listed: it stands in prio's list.
 //
 // Who:   the holder.
 // Order: as for a claim: the CAS decides, failing means fenced. The slot is ours until its memory is given back.
 // Dies:  after the CAS: gone, and its slot named by our ledger.
-func (q *Queue) drop(prio, prev, s uint64, listed bool) error {
+func (q *Queue) drop(prio, s uint64, listed bool) error {
 	a := q.hold.a
 	store32(p32(q.ledger, posDrop*4), uint32(s+1))
 	step("drop")
@@ -25,7 +25,7 @@ func (q *Queue) drop(prio, prev, s uint64, listed bool) error {
 	}
 	var err error
 	if listed {
-		err = a.unlink(prio, prev, s)
+		err = a.unlink(prio, s)
 	}
 	if err == nil && load(a.heapLen) != 0 && linkIsTimed(load(q.linkOf(s))) {
 		err = a.heapRemove(s)
@@ -123,12 +123,13 @@ func (q *Queue) roomUnderLock(low, n, limit uint64, policy driver.Overflow) (boo
 		if err := q.drain(); err != nil { // others send meanwhile: what they sent may be the one to go
 			return false, err
 		}
-		var prio, prev, s uint64
+		var prio, s uint64
+		var listed bool
 		var err error
 		if policy == driver.DropOldest {
-			prio, prev, s, _, err = q.oldest()
+			prio, s, _, listed, err = q.oldest()
 		} else {
-			prio, prev, s, err = q.leastUrgent()
+			prio, s, listed, err = q.leastUrgent()
 		}
 		if err != nil {
 			return false, err
@@ -139,7 +140,7 @@ func (q *Queue) roomUnderLock(low, n, limit uint64, policy driver.Overflow) (boo
 			}
 			return false, nil
 		}
-		if err := q.drop(prio, prev, s, prev != notListed); err != nil {
+		if err := q.drop(prio, s, listed); err != nil {
 			return false, err
 		}
 		add(q.dropped, 1)
@@ -147,17 +148,14 @@ func (q *Queue) roomUnderLock(low, n, limit uint64, policy driver.Overflow) (boo
 	return true, nil
 }
 
-// notListed stands for prev where a message is in the heap alone.
-const notListed = 1 << 32
-
 // oldest returns the message with the smallest seq, s = noSlot if there is none. We hold the lock and have drained.
-func (q *Queue) oldest() (prio, prev, s, seq uint64, err error) {
+func (q *Queue) oldest() (prio, s, seq uint64, listed bool, err error) {
 	a := q.hold.a
-	s, prev = noSlot, noSlot
+	s, listed = noSlot, true
 	for p := a.below(driver.MaxPriority + 1); p >= 0; p = a.below(p) {
 		at, err := a.first(uint64(p))
 		if err != nil {
-			return 0, 0, noSlot, 0, err
+			return 0, noSlot, 0, false, err
 		}
 		if k := nodeSeq(load(a.node(at))); s == noSlot || seqDiff(k, seq) < 0 {
 			prio, s, seq = uint64(p), at, k
@@ -165,26 +163,26 @@ func (q *Queue) oldest() (prio, prev, s, seq uint64, err error) {
 	}
 	err = q.eachDelayed(func(p, at, k uint64) {
 		if s == noSlot || seqDiff(k, seq) < 0 {
-			prio, prev, s, seq = p, notListed, at, k
+			prio, s, seq, listed = p, at, k, false
 		}
 	})
 	return
 }
 
 // leastUrgent returns the oldest message of the lowest priority.
-func (q *Queue) leastUrgent() (prio, prev, s uint64, err error) {
+func (q *Queue) leastUrgent() (prio, s uint64, listed bool, err error) {
 	a := q.hold.a
-	s, prev = noSlot, noSlot
+	s, listed = noSlot, true
 	var seq uint64
 	if p := a.lowest(); p >= 0 {
 		if s, err = a.first(uint64(p)); err != nil {
-			return 0, 0, noSlot, err
+			return 0, noSlot, false, err
 		}
 		prio, seq = uint64(p), nodeSeq(load(a.node(s)))
 	}
 	err = q.eachDelayed(func(p, at, k uint64) {
 		if s == noSlot || p < prio || p == prio && seqDiff(k, seq) < 0 {
-			prio, prev, s, seq = p, notListed, at, k
+			prio, s, seq, listed = p, at, k, false
 		}
 	})
 	return
@@ -266,9 +264,12 @@ func (q *Queue) purgeUnderLock(f *driver.Filter, until uint64) (n int, more bool
 	if err := q.drainAndCollect(); err != nil {
 		return 0, false, err
 	}
-	type victim struct{ prio, prev, s uint64 }
+	type victim struct {
+		prio, s uint64
+		listed  bool
+	}
 	var vs []victim
-	err = q.eachListed(func(p, prev, s uint64) bool {
+	err = q.eachListed(func(p, s uint64) bool {
 		if p < uint64(f.MinPriority) {
 			return false
 		}
@@ -277,11 +278,7 @@ func (q *Queue) purgeUnderLock(f *driver.Filter, until uint64) (n int, more bool
 				more = true
 				return false
 			}
-			// What stands before it goes too: then its predecessor is that one's predecessor.
-			if k := len(vs); k > 0 && vs[k-1].s == prev {
-				prev = vs[k-1].prev
-			}
-			vs = append(vs, victim{p, prev, s})
+			vs = append(vs, victim{p, s, true})
 		}
 		return true
 	})
@@ -297,14 +294,14 @@ func (q *Queue) purgeUnderLock(f *driver.Filter, until uint64) (n int, more bool
 				more = true
 				return
 			}
-			vs = append(vs, victim{p, notListed, s})
+			vs = append(vs, victim{p, s, false})
 		})
 		if err != nil {
 			return 0, false, err
 		}
 	}
 	for _, v := range vs {
-		if err := q.drop(v.prio, v.prev, v.s, v.prev != notListed); err != nil {
+		if err := q.drop(v.prio, v.s, v.listed); err != nil {
 			return n, false, err
 		}
 		n++

@@ -137,16 +137,16 @@ func (q *Queue) choose(f *driver.Filter, room int, c *claimed) error {
 		if err != nil {
 			return err
 		}
-		return q.claimNode(uint64(top), noSlot, s, room, c)
+		return q.claimNode(uint64(top), s, room, c)
 	}
-	prio, prev, s, err := q.find(f)
+	prio, s, err := q.find(f)
 	if err != nil {
 		return err
 	}
 	if s == noSlot {
 		return q.sawNothing(c)
 	}
-	return q.claimNode(prio, prev, s, room, c)
+	return q.claimNode(prio, s, room, c)
 }
 
 func (q *Queue) sawNothing(c *claimed) error {
@@ -319,7 +319,7 @@ func (q *Queue) backDrain(k uint64, links []uint64) error {
 }
 
 // claimNode claims the message of slot s, and decides from where it will be copied. room ≥ 0: only if its body is no longer.
-func (q *Queue) claimNode(prio, prev, s uint64, room int, c *claimed) error {
+func (q *Queue) claimNode(prio, s uint64, room int, c *claimed) error {
 	sl := q.slot(s)
 	size := load32(p32(sl, sSize))
 	if room >= 0 && uint64(size) > uint64(room) && load(q.stateOf(s)) == load(q.hold.a.expected(s)) {
@@ -337,14 +337,14 @@ func (q *Queue) claimNode(prio, prev, s uint64, room int, c *claimed) error {
 			pos = posInside
 		}
 	}
-	err := q.claimAt(prio, prev, s, pos, c)
+	err := q.claimAt(prio, s, pos, c)
 	if err != nil && !c.inside {
 		q.givePosition(pos)
 	}
 	return err
 }
 
-// claimAt claims the message of slot s and takes it out of the index; prev stands before it in its list, or noSlot.
+// claimAt claims the message of slot s and takes it out of the index.
 //
 // Who:   the holder.
 // Order: ledger before the CAS; the index after it. The CAS decides: it fails only if somebody took the lock over and tagged or
@@ -352,7 +352,7 @@ func (q *Queue) claimNode(prio, prev, s uint64, room int, c *claimed) error {
 //	claimed this message, never because it is gone otherwise. So failing means fenced, not "try the next".
 //
 // Dies:  after the CAS: the message is in the hand of the dead: lost, as a receive at most once may lose it.
-func (q *Queue) claimAt(prio, prev, s, pos uint64, c *claimed) error {
+func (q *Queue) claimAt(prio, s, pos uint64, c *claimed) error {
 	a := q.hold.a
 	w := load(a.expected(s))
 	store32(p32(q.ledger, pos*4), uint32(s+1))
@@ -364,7 +364,7 @@ func (q *Queue) claimAt(prio, prev, s, pos uint64, c *claimed) error {
 		return errDamaged
 	}
 	c.slot, c.prio, c.seq, c.pos = s, prio, seqOf(w), pos
-	if err := q.retire(a, prio, prev, s); err != nil {
+	if err := q.retire(a, prio, s); err != nil {
 		_ = q.takeover(q.hold.my) // the claim is good, the index is not: a new one will not hold this message
 	}
 	c.stamp = load(q.hold.a.consumed)
@@ -373,8 +373,8 @@ func (q *Queue) claimAt(prio, prev, s, pos uint64, c *claimed) error {
 }
 
 // retire takes a claimed message out of the index and counts it.
-func (q *Queue) retire(a *area, prio, prev, s uint64) error {
-	err := a.unlink(prio, prev, s)
+func (q *Queue) retire(a *area, prio, s uint64) error {
+	err := a.unlink(prio, s)
 	if err == nil && load(a.heapLen) != 0 && linkIsTimed(load(q.linkOf(s))) { // only timed ones have a place with a page
 		err = a.heapRemove(s)
 	}
@@ -504,7 +504,7 @@ func (q *Queue) claimMany(ctx context.Context, f *driver.Filter, cs []claimed) (
 
 // chooseAt is choose with a ledger position of the caller's.
 func (q *Queue) chooseAt(f *driver.Filter, pos uint64, c *claimed) error {
-	var prio, prev, s uint64
+	var prio, s uint64
 	var err error
 	if f == nil {
 		top, e := q.look()
@@ -514,13 +514,13 @@ func (q *Queue) chooseAt(f *driver.Filter, pos uint64, c *claimed) error {
 		if top < 0 {
 			return errNothing
 		}
-		prio, prev = uint64(top), noSlot
+		prio = uint64(top)
 		s, err = q.hold.a.first(prio)
-	} else if prio, prev, s, err = q.find(f); err == nil && s == noSlot {
+	} else if prio, s, err = q.find(f); err == nil && s == noSlot {
 		return errNothing
 	}
 	if err != nil {
 		return err
 	}
-	return q.claimAt(prio, prev, s, pos, c)
+	return q.claimAt(prio, s, pos, c)
 }

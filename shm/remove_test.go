@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kumquat-mq/kumquat/driver"
+	"golang.org/x/sys/unix"
 )
 
 func init() {
@@ -271,6 +272,41 @@ func TestRemoveWakesAll(t *testing.T) {
 		if err := d.Remove(ctx, "/full"); !errors.Is(err, driver.ErrNotFound) {
 			t.Errorf("removed twice: %v", err)
 		}
+	}
+}
+
+// Somebody who may open the file can keep the lock that removal needs. That delays the others, for a bounded time, and they are told.
+func TestNameLockIsHeld(t *testing.T) {
+	t.Parallel()
+	d := shmDir(t)
+	ctx := context.Background()
+	o := &driver.Options{Create: true, MaxMessages: 2, MaxSize: 100, MaxHandles: 4}
+	q := openQueue(t, d, "/kept", o)
+	f, err := os.OpenFile(fileOf(d, "/kept"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := byteLock(f, nameLock, unix.F_WRLCK); err != nil {
+		t.Fatal(err)
+	}
+	results := make(chan string, 2)
+	within(t, 2*callLimit, "remove and create", func() {
+		err := d.Remove(ctx, "/kept")
+		results <- kindOfError(err)
+		_, err = d.OpenQueue(ctx, "/kept", o)
+		results <- kindOfError(err)
+	})
+	if a, b := <-results, <-results; a != "timeout" || b != "timeout" {
+		t.Errorf("remove: %s, create: %s", a, b)
+	}
+	if _, err := q.Receive(ctx, driver.Filter{}, true); !errors.Is(err, driver.ErrRemoved) {
+		t.Errorf("the queue is flagged as removed all the same: %v", err)
+	}
+	_ = f.Close()
+	again := openQueue(t, d, "/kept", o) // whoever comes next finishes the removal
+	sendBody(t, again, "new", 1)
+	if tryBody(t, again) != "new" {
+		t.Error("the new queue does not work")
 	}
 }
 

@@ -374,7 +374,7 @@ func (q *Queue) checkAge() error {
 		err := q.drain()
 		if err == nil {
 			var s, seq uint64
-			if _, _, s, seq, err = q.oldest(); err == nil {
+			if _, s, seq, _, err = q.oldest(); err == nil {
 				q.unlock()
 				if s != noSlot && seqDiff(headSeq(load(q.head)), seq) >= oldest-1<<33 {
 					return fmt.Errorf("the oldest message has waited while 2^38 others were sent: receive or purge it: %w", driver.ErrLimit)

@@ -75,6 +75,7 @@ type Queue struct {
 	positions  atomic.Uint64 // free ledger positions of the pool
 	poolFreed  chan struct{} // somebody gave one back
 	lk         turn          // the one goroutine that seeks or holds the queue's lock
+	filters    filterIndex
 	hold       holder
 	recvTurn   turn // the one plain receiver that sleeps
 	sendTurn   turn // likewise for senders

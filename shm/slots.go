@@ -251,8 +251,10 @@ func (q *Queue) backNodes(k, n uint64) error {
 		return nil
 	}
 	a := &q.areas[k]
-	if err := allocate(q.f, a.at+q.nodesIn+from*nodeSize, (n-from)*nodeSize); err != nil {
-		return q.driver.sysError("allocate in", q.path, err)
+	for _, r := range [...][2]uint64{{q.nodesIn, nodeSize}, {q.beforeIn, 4}} {
+		if err := allocate(q.f, a.at+r[0]+from*r[1], (n-from)*r[1]); err != nil {
+			return q.driver.sysError("allocate in", q.path, err)
+		}
 	}
 	raise(up, n)
 	return nil

@@ -88,13 +88,7 @@ func (q *Queue) collectDue() error {
 		_, expires := q.times(s)
 		switch {
 		case listed || expires > 0 && expires <= now:
-			prev := uint64(noSlot)
-			if listed {
-				if prev, err = q.before(a, prio, s); err != nil {
-					return err
-				}
-			}
-			if err := q.drop(prio, prev, s, listed); err != nil {
+			if err := q.drop(prio, s, listed); err != nil {
 				return err
 			}
 			add(q.expired, 1)
@@ -119,19 +113,3 @@ const heapListed = 1
 
 func listedTime(ns int64) uint64  { return uint64(ns-1) | heapListed }
 func delayedTime(ns int64) uint64 { return uint64(ns) &^ heapListed }
-
-// before returns the slot that stands before s in prio's list, noSlot if s is the first. The search is short: what expires is
-// usually old.
-func (q *Queue) before(a *area, prio, s uint64) (uint64, error) {
-	prev, at := uint64(noSlot), listHead(load(a.list(prio)))
-	for n := uint64(0); a.has(prio) && at < a.slots && n <= a.slots; n++ {
-		if at == s {
-			return prev, nil
-		}
-		prev, at = at, nodeNext(load(a.node(at)))
-		if n%1024 == 1023 {
-			a.step()
-		}
-	}
-	return 0, errDamaged
-}
