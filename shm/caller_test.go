@@ -86,7 +86,8 @@ func takeSample(t testing.TB, overflow driver.Overflow) *sample {
 	for k := range uint64(2) {
 		a := l.areasAt + k*l.areaStride
 		s.ranges = append(s.ranges, [][2]uint64{{a, 640}, {a + aLevel0, 64}, {a + aLevel0, 4096}, {a + aLists, 128}, {a + aLists, listsSize},
-			{a + l.nodesIn, used * nodeSize}, {a + l.heapIn, 10 * heapSize}, {a + l.placeIn, used * 4}}...)
+			{a + l.nodesIn, used * nodeSize}, {a + l.heapIn, 10 * heapSize}, {a + l.placeIn, used * 4},
+			{a + l.beforeIn, used * 4}, {a + aFiltering, 16}, {a + l.ringIn, 64}}...)
 	}
 	s.ranges = append(s.ranges, [2]uint64{0, l.size}, [2]uint64{0, pageSize})
 	_, _ = loan.Release(), place.Abort()

@@ -29,7 +29,7 @@ func change(in []byte, place byte, at uint16, v uint64) []byte {
 // the order of operations and the overflow policy.
 func FuzzUse(f *testing.F) {
 	f.Add([]byte{1})
-	for place := range byte(28) {
+	for place := range byte(34) {
 		in := []byte{place}
 		in = change(in, place, uint16(place)*7, 1<<63|1<<24|uint64(place))
 		in = change(in, place, uint16(place)*3, 0xffffffffffffffff)

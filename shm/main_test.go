@@ -18,6 +18,7 @@ import (
 
 	"github.com/kumquat-mq/kumquat/driver"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 // Tests that need other processes run this test binary again in a role. A role gets its arguments and returns the exit code.
@@ -27,6 +28,8 @@ const roleVar = "KUMQUAT_TEST_ROLE"
 
 func TestMain(m *testing.M) {
 	if name := os.Getenv(roleVar); name != "" {
+		// A child must not outlive a test that is killed.
+		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 		role := roles[name]
 		if role == nil {
 			fmt.Fprintf(os.Stderr, "no role %q\n", name)

@@ -187,7 +187,11 @@ func fillTmpfs(t *testing.T, d Driver, size int) {
 	got := 0
 	receive := func(h *Queue) {
 		t.Helper()
-		m, err := h.Receive(ctx, driver.Filter{}, true)
+		f := driver.Filter{}
+		if got%7 == 5 { // an index of its own may have to grow
+			f.Type = 1
+		}
+		m, err := h.Receive(ctx, f, true)
 		if err != nil {
 			t.Fatalf("receive %d of %d: %v", got, sent, err)
 		}
@@ -320,7 +324,7 @@ func TestFallocateFails(t *testing.T) {
 			}
 			mustBeSound(t, q)
 			for n := 0; ; n++ { // on the full file system
-				m, err := q.Receive(ctx, driver.Filter{}, true)
+				m, err := q.Receive(ctx, driver.Filter{TypeAtMost: int64(n % 3)}, true)
 				if errors.Is(err, driver.ErrEmpty) {
 					if n != before.Messages {
 						t.Fatalf("%s with %d pages: %d of %d messages received", s.name, free, n, before.Messages)
