@@ -18,6 +18,9 @@ func swap(p *uint64, v uint64) uint64       { return atomic.SwapUint64(p, v) }
 func storeSync(p *uint64, v uint64)         { atomic.StoreUint64(p, v) } // seen by all before the next load
 func storeSync32(p *uint32, v uint32)       { atomic.StoreUint32(p, v) }
 
+// lookAgain is how often in a row the best message may lie below cur before cur is lowered: a lower cur makes senders alert.
+const lookAgain = 32
+
 // simulated: a scheduler, not the clock, says when a holder counts as stuck. Never in this build.
 const simulated = false
 

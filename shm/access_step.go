@@ -15,6 +15,9 @@ var stepPlace string
 // stuckHook says, in place of the clock, whether the holder of lock word l counts as stuck for q. nil: the clock does.
 var stuckHook func(q *Queue, l uint64) bool
 
+// The schedules are short: cur goes down at once, so that alerts matter.
+const lookAgain = 1
+
 var simulated = false
 
 func simulatedStuck(q *Queue, l uint64) bool { return stuckHook(q, l) }

@@ -208,7 +208,14 @@ func scribbleRole(args []string) int {
 				time.Sleep(time.Duration(r.IntN(100)) * time.Microsecond)
 			}
 		}
-		if err := s.restore(f); err != nil {
+		err := s.restore(f)
+		if _, e := os.Stat(args[0]); err == nil && e != nil { // who met a removed flag has finished the removal
+			_ = f.Close()
+			if f, err = os.OpenFile(args[0], os.O_RDWR|os.O_CREATE, 0o600); err == nil {
+				err = s.write(f)
+			}
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}

@@ -161,9 +161,6 @@ func (q *Queue) sawNothing(c *claimed) error {
 	return errNothing
 }
 
-// lookAgain is how often in a row the best message may lie below cur before cur is lowered: a lower cur makes senders alert.
-const lookAgain = 32
-
 // look returns the priority to claim from, −1 for none. It reads head only when a message above the best one may have come.
 //
 // Who:   the holder.
