@@ -19,10 +19,10 @@ model: ## check the protocol's models with SPIN
 	@docs/model/check.sh
 
 steps: ## let clients of the engine die and stop at every step, and pairs of them; random schedules (KUMQUAT_SCHEDULES)
-	@CGO_ENABLED=0 KUMQUAT_ALL=1 go test -tags kumquat_step -count=1 -timeout 0 -run '^(TestEveryStep|TestEveryStepTwice|TestSchedules)$$' -v ./shm
+	@CGO_ENABLED=0 KUMQUAT_STRIDE=$${KUMQUAT_STRIDE:-1} go test -tags kumquat_step -count=1 -timeout 0 -run '^(TestEveryStep|TestEveryStepTwice|TestSchedules)$$' -v ./shm
 
-torture: ## kill and stop real processes and account for every message (KUMQUAT_TORTURE_ROUNDS, KUMQUAT_TORTURE_TIME)
-	@CGO_ENABLED=0 go test -count=1 -timeout 0 -run '^TestTorture$$' -v ./torture
+torture: ## kill and stop real processes until 10,000 signals are sent (KUMQUAT_TORTURE_SIGNALS), and account for every message
+	@CGO_ENABLED=0 KUMQUAT_TORTURE_SIGNALS=$${KUMQUAT_TORTURE_SIGNALS:-10000} go test -count=1 -timeout 0 -run '^TestTorture$$' -v ./torture
 
 clean: ## remove what the targets leave in this folder
 	@rm -rf bin dist coverage.out

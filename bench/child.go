@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/pprof"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -99,11 +100,16 @@ func Child() {
 	if !is {
 		return
 	}
-	if err := child(text); err != nil {
-		fmt.Printf("error %s\n", strings.ReplaceAll(err.Error(), "\n", " "))
-		os.Exit(1)
-	}
-	os.Exit(0)
+	// Not on this goroutine: while packages are initialised it is bound to its thread, which makes each of its waits dearer than
+	// a program's own are.
+	go func() {
+		if err := child(text); err != nil {
+			fmt.Printf("error %s\n", strings.ReplaceAll(err.Error(), "\n", " "))
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}()
+	select {}
 }
 
 func child(text string) error {
@@ -119,11 +125,7 @@ func child(text string) error {
 		return err
 	}
 	if o.Pin >= 0 {
-		// This thread only, and only now: a program that may use one core from its start behaves differently.
-		runtime.LockOSThread()
-		var set unix.CPUSet
-		set.Set(o.Pin)
-		if err := unix.SchedSetaffinity(0, &set); err != nil {
+		if err := pin(o.Pin); err != nil {
 			return fmt.Errorf("staying on core %d: %w", o.Pin, err)
 		}
 	}
@@ -169,6 +171,28 @@ func child(text string) error {
 		d.Mallocs = after.Mallocs - before.Mallocs
 		fmt.Print(d.line())
 	}
+}
+
+// pin binds all threads of this process, and so those that they start, to a core. It comes when the program runs already, and keeps
+// GOMAXPROCS: a program that is told that it has one core only behaves differently.
+func pin(core int) error {
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0)) // set by hand it does not follow the affinity
+	var set unix.CPUSet
+	set.Set(core)
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		id, err := strconv.Atoi(t.Name())
+		if err != nil {
+			return err
+		}
+		if err := unix.SchedSetaffinity(id, &set); err != nil && err != unix.ESRCH {
+			return err
+		}
+	}
+	return nil
 }
 
 // busy takes all the time it can get until its parent is gone.

@@ -21,7 +21,7 @@ type Config struct {
 	Depths     []int         // "depth": the messages waiting, the deep one first; empty: 1,000,000 and 100. "filter": empty: 100,000
 	Rounds     int           // 0: 5
 	Load       int           // busy processes beside the measurement; 0: none
-	Pin        bool          // each process stays on a core of its own, in turn where there are fewer cores
+	Free       bool          // let the scheduler place the processes; else each stays on a core of its own, where there are enough
 	Peers      []string      // names of Subjects; nil: those that fit the workload; empty: none
 	Target     time.Duration // how long one round of one subject takes at least; 0: 500 ms
 	Patience   time.Duration // after which a subject that does not finish is given up; 0: a minute

@@ -29,7 +29,7 @@ func (c *Config) plan() (contests []contest, unfit []string) {
 		for _, priorities := range c.Priorities {
 			for _, capacity := range c.Capacity {
 				s := setup{Subject: "kumquat", Label: "kumquat", Size: size, Priorities: priorities, Producers: max(c.Producers, 1), Consumers: max(c.Consumers, 1),
-					Capacity: capacity, Batch: 1, Pin: c.Pin}
+					Capacity: capacity, Batch: 1, Pin: !c.Free}
 				switch c.Workload {
 				case Throughput, Capacity:
 					add(s)

@@ -34,7 +34,7 @@ type setup struct {
 	Batch      int
 	Mode       string // "" (a flow), modeSpin, modeSleep, modeWake
 	Filtered   bool
-	Pin        bool  // each process stays on a core
+	Pin        bool  // each process stays on a core of its own, if there are enough
 	Waiting    int   // messages that lie in the queue all the time
 	WaitType   int64 // their type
 }
@@ -206,8 +206,8 @@ func isKernel(subject string) bool {
 func (x *session) spawn(ctx context.Context, role string, index int) (*kid, error) {
 	o := order{Subject: x.Subject, Role: role, Index: index, Size: x.Size, Priorities: x.Priorities, Capacity: x.Capacity + x.Waiting, Batch: x.Batch,
 		Producers: x.Producers, Consumers: x.Consumers, Filtered: x.Filtered, Names: x.names, Pin: -1}
-	if x.Pin && role != roleBoth {
-		o.Pin = cores[len(x.kids)%len(cores)]
+	if x.Pin && role != roleBoth && x.Producers+x.Consumers <= len(cores) {
+		o.Pin = cores[len(x.kids)]
 	}
 	k := &kid{role: role, lines: make(chan string, 4)}
 	if x.Subject == "boost" || x.Subject == "zmq" {

@@ -114,7 +114,7 @@ race() {
 # random schedules. `make steps` takes more of them.
 steps() {
 	go vet -tags kumquat_step ./shm &&
-		KUMQUAT_SCHEDULES=${KUMQUAT_SCHEDULES:-5000} go_test steps -tags kumquat_step -count=1 -timeout 10m -run '^(TestEveryStep|TestSchedules)$' ./shm
+		go_test steps -tags kumquat_step -count=1 -timeout 10m -run '^(TestEveryStep|TestEveryStepTwice|TestSchedules)$' ./shm
 }
 
 # The command itself, on this folder, as a newcomer runs it.

@@ -184,11 +184,13 @@ func TestSchedules(t *testing.T) {
 
 func schedule(t *testing.T, seed uint64) *world {
 	r := rand.New(rand.NewPCG(seed, 2))
-	o := driver.Options{MaxMessages: []int{1, 2, 3, 5}[r.IntN(4)], MaxSize: 2000, MaxHandles: 16,
+	o := driver.Options{MaxMessages: []int{1, 2, 3, 5}[r.IntN(4)], MaxSize: 2000, MaxHandles: []int{8, 16}[r.IntN(2)], // few: the entries of the dead are used again
 		Overflow: []driver.Overflow{driver.Reject, driver.Reject, driver.Reject, driver.DropOldest, driver.DropLowest}[r.IntN(5)]}
 	w := newWorld(t, o, fmt.Sprintf("KUMQUAT_SEED=%d", seed))
 	any := func() func(*client) {
-		switch r.IntN(12) {
+		switch r.IntN(13) {
+		case 12:
+			return opOpenAnother
 		case 0, 1, 2:
 			return opSendOne(r.IntN(4), 8)
 		case 3:

@@ -479,9 +479,12 @@ func (w *world) judge() {
 		}
 	}
 	for _, e := range w.log {
-		if e.kind == opsTake && errors.Is(e.err, driver.ErrEmpty) {
+		if (e.kind == opsTake || e.kind == "filtered") && errors.Is(e.err, driver.ErrEmpty) {
 			for id, s := range sends {
 				x, got := takes[id]
+				if e.kind == "filtered" && s.prio%2 == 0 {
+					continue // not of the type that it wants
+				}
 				if s.e.done != 0 && s.e.err == nil && s.e.done < e.began && got && x.e.began > e.done {
 					w.fail("client %d found nothing, but message %s was there from %d to %d", e.c.n, id, s.e.done, x.e.began)
 				}

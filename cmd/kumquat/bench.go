@@ -22,6 +22,7 @@ type benchFlags struct {
 	peers  []string
 	asJSON bool
 	plot   string
+	pin    bool
 }
 
 func benchCommand(a *app) *cobra.Command {
@@ -59,7 +60,7 @@ more than 10 messages of 8,192 bytes need root. The medians mean something on a 
 	f.IntSliceVar(&o.Depths, "depth", nil, "messages waiting, in depth and filter (default 1000000,100; 100000)")
 	f.IntVar(&o.Rounds, "rounds", 5, "rounds")
 	f.IntVar(&o.Load, "load", 0, "busy processes beside")
-	f.BoolVar(&o.Pin, "pin", false, "keep each process on a core of its own")
+	f.BoolVar(&o.pin, "pin", true, "keep each process on a core of its own, where there are enough")
 	f.DurationVar(&o.Target, "target", 500*time.Millisecond, "least duration of a round of one subject")
 	f.StringSliceVar(&o.peers, "peers", nil, "peers, or none (default: those that fit the workload)")
 	f.BoolVar(&o.asJSON, "json", false, "print one line of JSON a subject")
@@ -68,7 +69,7 @@ more than 10 messages of 8,192 bytes need root. The medians mean something on a 
 		return append(completions(bench.Subjects()), "none"), cobra.ShellCompDirectiveNoFileComp
 	})
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		o.Workload = args[0]
+		o.Workload, o.Free = args[0], !o.pin
 		if cmd.Flags().Changed("peers") {
 			o.Config.Peers = []string{}
 			if len(o.peers) != 1 || o.peers[0] != "none" {

@@ -66,7 +66,7 @@ func newRoot(a *app) *cobra.Command {
 		"messages": {sendCommand(a), recvCommand(a), peekCommand(a), purgeCommand(a)},
 		"queues":   {createCommand(a), lsCommand(a), statCommand(a), rmCommand(a)},
 		"look":     {whoCommand(a), watchCommand(a), checkCommand(a)},
-		"more":     {tourCommand(a), helpCommand(a), completionCommand(a), versionCommand(a)},
+		"more":     {tourCommand(a), benchCommand(a), helpCommand(a), completionCommand(a), versionCommand(a)},
 	} {
 		for _, c := range cmds {
 			c.GroupID = group
