@@ -338,6 +338,13 @@ func (w *world) settle() {
 	for _, c := range w.clients {
 		w.finish(c)
 	}
+	for _, c := range w.clients {
+		if !c.dead && c.q.state.Load() == stateOpen {
+			if err := c.q.Close(); err != nil {
+				w.fail("close: %v", err)
+			}
+		}
+	}
 	rest := w.add(func(c *client) {
 		for n := 0; ; n++ {
 			opTakeOne(c)
