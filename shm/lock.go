@@ -27,8 +27,9 @@ type holder struct {
 	freed, freedWord uint64   // hints not given back yet
 	buf              []uint64 // drained links, or keys of a rebuild
 	spare            []uint64
-	fenced           int  // in a row
-	giveWay          bool // somebody sleeps for the lock: let it have it before we take it again
+	fenced           int    // in a row
+	taken            uint64 // messages claimed by this handle
+	giveWay          bool   // somebody sleeps for the lock: let it have it before we take it again
 	damaged          int
 }
 

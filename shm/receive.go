@@ -19,8 +19,9 @@ type claimed struct {
 	lend            bool   // in: it is borrowed, so it needs a place of the pool
 	inside          bool   // lk is still held: the message is small and will be copied at once
 
-	seen uint64 // nothing found: the seq of head then
-	due  int64  // and when the first delayed message is due, 0: none waits
+	seen  uint64 // nothing found: the seq of head then
+	taken uint64 // how many this handle has claimed
+	due   int64  // and when the first delayed message is due, 0: none waits
 }
 
 const (
@@ -150,7 +151,7 @@ func (q *Queue) choose(f *driver.Filter, room int, c *claimed) error {
 }
 
 func (q *Queue) sawNothing(c *claimed) error {
-	c.seen = q.hold.drained
+	c.seen, c.taken = q.hold.drained, q.hold.taken
 	t, _, _, ok, err := q.hold.a.heapTop()
 	if err != nil {
 		return err
@@ -270,6 +271,7 @@ func (q *Queue) drain() error {
 		l := buf[i]
 		s := l & slotMask
 		prefetch(q.stateOf(s))
+		prefetch(p64(q.slot(s), 64))
 		var err error
 		if linkIsTimed(l) {
 			err = q.enlist(a, l, s, readyWord(0, seq), seq)
@@ -361,6 +363,7 @@ func (q *Queue) claimAt(prio, s, pos uint64, c *claimed) error {
 		return errDamaged
 	}
 	c.slot, c.prio, c.seq, c.pos = s, prio, seqOf(w), pos
+	q.hold.taken++
 	if err := q.retire(a, prio, s); err != nil {
 		_ = q.takeover(q.hold.my) // the claim is good, the index is not: a new one will not hold this message
 	}

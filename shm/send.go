@@ -117,9 +117,10 @@ func (q *Queue) prepare(l *lane, pos uint64, p *parcel) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if l.hints != 0 {
-		prefetchWrite(q.stateOf(s + 8)) // the slots that come next; one beyond the last is harmless
-	}
+	// What comes next, both lines of it and its link, is fetched while this one is filled; a slot beyond the last is harmless.
+	prefetchWrite(q.stateOf(s + 8))
+	prefetchWrite(p64(q.slot(s+8), 64))
+	prefetchWrite(q.linkOf(s + 8))
 	if err = q.backSend(p.prio, p.timed()); err == nil {
 		err = q.fill(s, p)
 	}

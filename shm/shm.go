@@ -75,6 +75,7 @@ type Queue struct {
 	positions  atomic.Uint64 // free ledger positions of the pool
 	poolFreed  chan struct{} // somebody gave one back
 	lk         turn          // the one goroutine that seeks or holds the queue's lock
+	gather     gather
 	filters    filterIndex
 	hold       holder
 	recvTurn   turn // the one plain receiver that sleeps
@@ -94,6 +95,12 @@ type Queue struct {
 	fault   atomic.Pointer[error]
 
 	fd descriptor
+}
+
+// gather is what letGather knows. It belongs to the one plain receiver that waits.
+type gather struct {
+	seen uint64 // messages claimed before the last wait
+	at   uint64 // ticks then
 }
 
 const (
