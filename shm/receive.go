@@ -101,7 +101,7 @@ func (q *Queue) attempt(ctx context.Context, f *driver.Filter, room int, c *clai
 		}
 		if err = q.choose(f, room, c); err == nil {
 			q.unlock()
-			q.wakeSomeSenders(c.stamp) // after the CAS of unlock: a sender that it does not see sees what we consumed
+			q.wakeSomeSenders(c.stamp, 1) // after the CAS of unlock: a sender that it does not see sees what we consumed
 			if !c.inside {
 				q.lk.unlock()
 			}
@@ -385,19 +385,33 @@ func (q *Queue) retire(a *area, prio, s uint64) error {
 
 // takePosition takes a ledger position from the pool, 0 if there is none.
 func (q *Queue) takePosition() uint64 {
+	if m := q.takeSome(1); m != 0 {
+		return fixedLedger + uint64(bits.TrailingZeros64(m))
+	}
+	return 0
+}
+
+func (q *Queue) givePosition(pos uint64) { q.giveSome(1 << (pos - fixedLedger)) }
+
+// takeSome takes up to n positions of the pool, as a mask.
+func (q *Queue) takeSome(n int) uint64 {
 	for {
 		w := q.positions.Load()
-		if w == 0 {
-			return 0
+		rest := w
+		for i := 0; i < n && rest != 0; i++ {
+			rest &= rest - 1
 		}
-		if q.positions.CompareAndSwap(w, w&(w-1)) {
-			return fixedLedger + uint64(bits.TrailingZeros64(w))
+		if w == rest || q.positions.CompareAndSwap(w, rest) {
+			return w &^ rest
 		}
 	}
 }
 
-func (q *Queue) givePosition(pos uint64) {
-	q.positions.Or(1 << (pos - fixedLedger))
+func (q *Queue) giveSome(mask uint64) {
+	if mask == 0 {
+		return
+	}
+	q.positions.Or(mask)
 	select {
 	case q.poolFreed <- struct{}{}:
 	default:
@@ -425,42 +439,30 @@ func (q *Queue) finish(c *claimed) {
 func (q *Queue) ReceiveBatch(ctx context.Context, dst []driver.Message, f driver.Filter, max int, try bool) (out []driver.Message, err error) {
 	defer q.guard(debug.SetPanicOnFault(true), &err)
 	out = dst
-	if max < 1 {
-		return out, nil
-	}
-	var first claimed
-	if err := q.claim(ctx, chosen(&f), -1, try, &first); err != nil {
-		return out, err
-	}
-	take := func(c *claimed) error {
-		out = append(out, driver.Message{})
-		err := q.read(c, &out[len(out)-1], nil)
-		if err != nil {
-			out = out[:len(out)-1]
-		}
-		return err
-	}
-	err = take(&first)
-	q.finish(&first)
-	if err != nil || max == 1 {
-		return out, err
-	}
-	// What else is there is claimed under one hold of the lock, as much as the ledger has places for.
+	var cs [poolMax]claimed
 	for len(out)-len(dst) < max {
-		var cs [poolMax]claimed
-		n, more := q.claimMany(ctx, chosen(&f), cs[:min(poolMax, max-(len(out)-len(dst)))])
-		out = slices.Grow(out, n)
-		for i := range cs[:n] {
-			if e := take(&cs[i]); e != nil {
-				err = e
+		n, places := q.claimMany(ctx, chosen(&f), cs[:min(poolMax, max-(len(out)-len(dst)))])
+		if n == 0 {
+			if len(out) > len(dst) {
+				break
 			}
-			q.freeBig(cs[i].slot)
-			q.givePosition(cs[i].pos)
+			var c claimed // nothing is there: wait for the first
+			if err := q.claim(ctx, chosen(&f), -1, try, &c); err != nil {
+				return out, err
+			}
+			out = append(out, driver.Message{})
+			err = q.read(&c, &out[len(out)-1], nil)
+			q.finish(&c)
+			if err != nil {
+				return out[:len(out)-1], err
+			}
+			continue
 		}
-		if n > 0 {
-			q.count(pReceived, uint64(n))
-		}
-		if n == 0 || !more || err != nil {
+		out, err = q.readMany(cs[:n], out)
+		q.freeMany(cs[:n])
+		q.giveSome(places)
+		q.count(pReceived, uint64(n))
+		if err != nil {
 			break
 		}
 	}
@@ -470,36 +472,82 @@ func (q *Queue) ReceiveBatch(ctx context.Context, dst []driver.Message, f driver
 	return out, err
 }
 
-// claimMany claims messages into cs without waiting. more: there may be others.
-func (q *Queue) claimMany(ctx context.Context, f *driver.Filter, cs []claimed) (n int, more bool) {
+// claimMany claims messages into cs under one hold of the lock, without waiting, as many as the ledger has places for. places are
+// those used.
+func (q *Queue) claimMany(ctx context.Context, f *driver.Filter, cs []claimed) (n int, places uint64) {
 	if !q.lk.lock(ctx, q.closing) {
-		return 0, false
+		return 0, 0
 	}
 	defer q.lk.unlock()
 	if q.usable() != nil || q.acquire(ctx) != nil {
-		return 0, false
+		return 0, 0
 	}
+	free := q.takeSome(len(cs))
 	var err error
-	for n < len(cs) {
-		pos := q.takePosition()
-		if pos == 0 {
+	for free != 0 {
+		if err = q.chooseAt(f, fixedLedger+uint64(bits.TrailingZeros64(free)), &cs[n]); err != nil {
 			break
 		}
-		if err = q.chooseAt(f, pos, &cs[n]); err != nil {
-			q.givePosition(pos)
-			break
-		}
+		places |= free & -free
+		free &= free - 1
 		n++
 	}
+	q.giveSome(free)
 	if err == nil || err == errNothing {
 		q.unlock()
-	} else if q.abandon(err) != nil {
-		return n, false
+	} else {
+		_ = q.abandon(err) // the next call meets it again
 	}
 	if n > 0 {
-		q.wakeSomeSenders(cs[n-1].stamp)
+		q.wakeSomeSenders(cs[n-1].stamp, n)
 	}
-	return n, err == nil && n > 0
+	return n, places
+}
+
+// readMany appends the claimed messages to out. Small bodies share one allocation.
+func (q *Queue) readMany(cs []claimed, out []driver.Message) ([]driver.Message, error) {
+	out = slices.Grow(out, len(cs))
+	var room []byte
+	var failed error
+	for i := range cs {
+		out = append(out, driver.Message{})
+		m := &out[len(out)-1]
+		var lent []byte
+		if err := q.read(&cs[i], m, &lent); err != nil {
+			out, failed = out[:len(out)-1], err
+			continue
+		}
+		if len(lent) > inlineSize {
+			m.Body = slices.Clone(lent)
+			continue
+		}
+		if len(room) < len(lent) {
+			room = make([]byte, inlineSize*(len(cs)-i))
+		}
+		m.Body = room[:copy(room, lent):len(lent)]
+		room = room[len(lent):]
+	}
+	return out, failed
+}
+
+// freeMany gives the slots of claimed messages back.
+func (q *Queue) freeMany(cs []claimed) {
+	var word, mask uint64
+	for i := range cs {
+		s := cs[i].slot
+		q.punch(s)
+		step("free")
+		store(q.stateOf(s), kindFree)
+		if s/64 != word && mask != 0 {
+			q.giveHints(word, mask)
+			mask = 0
+		}
+		word = s / 64
+		mask |= 1 << (s % 64)
+	}
+	if mask != 0 {
+		q.giveHints(word, mask)
+	}
 }
 
 // chooseAt is choose with a ledger position of the caller's.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/kumquat-mq/kumquat/driver"
@@ -243,8 +245,9 @@ func (q *Queue) SendBatch(ctx context.Context, ms []driver.Message, try bool) (e
 	if len(ms) > q.maxBatch() {
 		return fmt.Errorf("the batch has %d messages, the queue takes %d at once: %w", len(ms), q.maxBatch(), driver.ErrTooLarge)
 	}
-	var b batch
-	b.low, b.top = driver.MaxPriority, 0
+	b := batches.Get().(*batch)
+	defer b.done()
+	b.n, b.low, b.top = len(ms), driver.MaxPriority, 0
 	var room []byte // metadata of all
 	for i := range ms {
 		m, p := &ms[i], &b.parcels[i]
@@ -262,15 +265,16 @@ func (q *Queue) SendBatch(ctx context.Context, ms []driver.Message, try bool) (e
 		*p = parcel{body: m.Body, meta: meta, prio: uint64(m.Priority), mtype: m.Type, notBefore: nanos(m.NotBefore), expires: nanos(m.Expires)}
 		b.low, b.top = min(b.low, p.prio), max(b.top, p.prio)
 	}
-	b.n = len(ms)
 	for {
 		if err := q.takePositions(ctx, b.n, b.pos[:], try); err != nil {
 			return err
 		}
-		err = q.sendBatch(ctx, &b)
+		err = q.sendBatch(ctx, b)
+		var used uint64
 		for _, pos := range b.pos[:b.n] {
-			q.givePosition(pos)
+			used |= 1 << (pos - fixedLedger)
 		}
+		q.giveSome(used)
 		if err == nil || !errors.Is(err, errNoRoom) && err != errNoSlot {
 			return err
 		}
@@ -287,6 +291,14 @@ type batch struct {
 	pos      [poolMax]uint64
 	slots    [poolMax]uint64
 	links    [poolMax]uint64
+}
+
+// A batch is large; it is used again.
+var batches = sync.Pool{New: func() any { return new(batch) }}
+
+func (b *batch) done() {
+	clear(b.parcels[:b.n]) // the bodies are the caller's
+	batches.Put(b)
 }
 
 func (q *Queue) sendBatch(ctx context.Context, b *batch) error {
@@ -329,18 +341,15 @@ func (q *Queue) takePositions(ctx context.Context, n int, pos []uint64, try bool
 		if err := q.usable(); err != nil {
 			return err
 		}
-		got := 0
-		for ; got < n; got++ {
-			if pos[got] = q.takePosition(); pos[got] == 0 {
-				break
+		mask := q.takeSome(n)
+		if bits.OnesCount64(mask) == n {
+			for i := range n {
+				pos[i] = fixedLedger + uint64(bits.TrailingZeros64(mask))
+				mask &= mask - 1
 			}
-		}
-		if got == n {
 			return nil
 		}
-		for _, p := range pos[:got] {
-			q.givePosition(p)
-		}
+		q.giveSome(mask)
 		if try {
 			return fmt.Errorf("this handle's other batches, reservations and loans hold too many slots: %w", driver.ErrFull)
 		}

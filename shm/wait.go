@@ -91,15 +91,15 @@ func wakeAll(p *uint32) {
 func (q *Queue) wakeReceivers(n int) { wake(q.recvWait, n) }
 func (q *Queue) wakeSenders(n int)   { wake(q.sendWait, n) }
 
-// wakeSomeSenders wakes senders after a receive: none until half of the queue is free, since a sender woken for a single place would
+// wakeSomeSenders wakes senders after n messages were received: none until half of the queue is free, since a sender woken for a single place would
 // soon sleep again; one at a time where the queue is so small that half of it is nothing.
-func (q *Queue) wakeSomeSenders(consumed uint64) {
+func (q *Queue) wakeSomeSenders(consumed uint64, n int) {
 	w := load32(q.sendWait)
 	if w&anySleeper == 0 {
 		return
 	}
 	if q.max <= 64 {
-		q.wakeSenders(1)
+		q.wakeSenders(n)
 		return
 	}
 	if used := seqDiff(headSeq(load(q.head)), consumed); used > 0 && uint64(used) > q.max/2 && w&specialSleeper == 0 {
@@ -235,7 +235,7 @@ func (q *Queue) letGather(taken uint64) {
 
 const (
 	gatherFast  = 1200 // ticks a message: more than a million a second
-	gatherPause = 200 // PAUSE instructions: about a microsecond and a half
+	gatherPause = 200  // PAUSE instructions: about a microsecond and a half
 )
 
 // waitToClaim sleeps until a message can be claimed.
