@@ -85,6 +85,7 @@ type Queue struct {
 	listsSeen  atomic.Uint64 // pages of list heads that areas 0 and 1 have
 	clock      coarseClock
 	spins      atomic.Uint32 // adaptive
+	spinFails  atomic.Uint32
 
 	ops     atomic.Int64  // operations that may touch the mapping without a lane or lk
 	state   atomic.Int32  // stateOpen, …

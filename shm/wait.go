@@ -32,7 +32,8 @@ const (
 
 	rawSlice  = time.Millisecond       // how long a sleeper may keep its processor
 	hubSlice  = 100 * time.Millisecond // how long a wake that never came can go unnoticed
-	spinLimit = 400
+	spinLeast = 256                    // PAUSE instructions; one takes 10 to 50 ns
+	spinMost  = 6400
 )
 
 // multiCPU: spinning only delays the other side where there is one processor.
@@ -195,23 +196,28 @@ func (q *Queue) sleepInHub(ctx context.Context, s *sleep, limit time.Duration) e
 	return nil
 }
 
-// spin waits a moment for ready without sleeping. How long adapts: where it hardly ever helps it is given up soon.
+// spin waits a moment for ready without sleeping. How long adapts: twice of what it took when it helped, half after it did not. Two
+// that sleep for each other's answer would go on so for ever, since a wake takes longer than either spins; so every eighth time that
+// it did not help it is tried for longer than a wake takes, and one who spins is enough for both to find the fast way again.
 func (q *Queue) spin(ready func(bool) bool) bool {
 	if !multiCPU {
 		return false
 	}
-	n := q.spins.Load()
-	if n == 0 {
-		n = spinLimit
+	fails := q.spinFails.Load()
+	most := uint64(max(q.spins.Load(), spinLeast))
+	if fails%8 == 7 {
+		most = spinMost
 	}
-	for i := uint32(0); i < n; i += 4 {
+	for spent := uint64(0); spent < most; spent += 4 {
 		if ready(false) {
-			q.spins.Store(min(n+n/8+8, 2*spinLimit))
+			q.spins.Store(uint32(max(most-most/8, min(2*spent+spinLeast, spinMost))))
+			q.spinFails.Store(0)
 			return true
 		}
 		pause(4)
 	}
-	q.spins.Store(max(n-n/8, 32))
+	q.spins.Store(uint32(most / 2))
+	q.spinFails.Store(fails + 1)
 	return false
 }
 
@@ -253,13 +259,8 @@ func (q *Queue) waitToClaim(ctx context.Context, f *driver.Filter, room int, c *
 		}
 		defer q.recvTurn.unlock()
 	}
-	var seen uint64 // not c.seen: what a closure keeps goes to the heap
-	s := sleep{word: q.recvWait, bit: bit, op: opWaitReceive, ready: func(bool) bool {
-		return headSeq(load(q.head)) != seen || load(q.removed) != 0
-	}}
 	for {
 		err := q.attempt(ctx, f, room, c)
-		seen = c.seen
 		if err != errNothing {
 			return err
 		}
@@ -269,13 +270,24 @@ func (q *Queue) waitToClaim(ctx context.Context, f *driver.Filter, room int, c *
 		if f == nil {
 			q.letGather(c.taken)
 		}
-		if q.spin(s.ready) {
+		if q.spin(func(bool) bool { return q.hasNews(c.seen) }) {
 			continue
 		}
-		if err := q.sleepOn(ctx, &s, c.due); err != nil {
+		if err := q.sleepForNews(ctx, bit, c.seen, c.due); err != nil {
 			return err
 		}
 	}
+}
+
+// hasNews reports whether something was sent since head was seen, or the queue was removed.
+func (q *Queue) hasNews(seen uint64) bool {
+	return headSeq(load(q.head)) != seen || load(q.removed) != 0
+}
+
+// sleepForNews is apart from waitToClaim because what a sleeper hands to the hub goes to the heap: who only spins does without.
+func (q *Queue) sleepForNews(ctx context.Context, bit uint32, seen uint64, due int64) error {
+	s := sleep{word: q.recvWait, bit: bit, op: opWaitReceive, ready: func(bool) bool { return q.hasNews(seen) }}
+	return q.sleepOn(ctx, &s, due)
 }
 
 // waitForRoom sleeps until n messages fit under limit, or seem to. It also takes over a stuck lock: where only producers live on,
@@ -290,14 +302,7 @@ func (q *Queue) waitForRoom(ctx context.Context, limit, n uint64) error {
 		}
 		defer q.sendTurn.unlock()
 	}
-	fits := func() bool {
-		l := load(q.lockw)
-		return uint64(seqDiff(headSeq(load(q.head))+n, load(q.areas[lockArea(l)].consumed))) <= limit
-	}
-	s := sleep{word: q.sendWait, bit: bit, op: opWaitSend, ready: func(slice bool) bool {
-		return fits() || load(q.removed) != 0 || slice && lockIsHeld(load(q.lockw))
-	}}
-	if q.spin(s.ready) {
+	if q.spin(func(bool) bool { return q.fits(limit, n) || load(q.removed) != 0 }) {
 		return q.usable()
 	}
 	for {
@@ -308,16 +313,30 @@ func (q *Queue) waitForRoom(ctx context.Context, limit, n uint64) error {
 		if err := q.afterSleep(ctx); err != nil {
 			return err
 		}
-		if err := q.sleepOn(ctx, &s, q.nextDue()); err != nil {
+		if err := q.sleepForRoom(ctx, bit, limit, n); err != nil {
 			return err
 		}
 		if err := q.usable(); err != nil {
 			return err
 		}
-		if fits() {
+		if q.fits(limit, n) {
 			return nil
 		}
 	}
+}
+
+// fits reports whether n messages seem to fit under limit.
+func (q *Queue) fits(limit, n uint64) bool {
+	l := load(q.lockw)
+	return uint64(seqDiff(headSeq(load(q.head))+n, load(q.areas[lockArea(l)].consumed))) <= limit
+}
+
+// sleepForRoom is apart from waitForRoom as sleepForNews is from waitToClaim.
+func (q *Queue) sleepForRoom(ctx context.Context, bit uint32, limit, n uint64) error {
+	s := sleep{word: q.sendWait, bit: bit, op: opWaitSend, ready: func(slice bool) bool {
+		return q.fits(limit, n) || load(q.removed) != 0 || slice && lockIsHeld(load(q.lockw))
+	}}
+	return q.sleepOn(ctx, &s, q.nextDue())
 }
 
 // nextDue is when the first timed message wants attention, 0 for never. It is read without the lock: it only bounds a sleep.
