@@ -48,17 +48,18 @@ func (q *Queue) lookFor(f *driver.Filter) (prio, s uint64, err error) {
 	}
 	x := &q.filters
 	if f.Key != "" {
-		e := x.best(a, q, x.keys[f.Key])
+		e, err := x.best(a, q, x.keys[f.Key])
 		if e == nil {
 			delete(x.keys, f.Key)
 		}
-		return e.under(f)
+		return e.under(f, err)
 	}
 	if f.Type != 0 {
 		if f.TypeAtMost != 0 && f.Type > f.TypeAtMost || f.NotType == f.Type {
 			return 0, noSlot, nil
 		}
-		return x.bestOf(a, q, f.Type).under(f)
+		e, err := x.bestOf(a, q, f.Type)
+		return e.under(f, err)
 	}
 	var best *filterEntry
 	for i := 0; i < len(x.order); i++ {
@@ -69,18 +70,20 @@ func (q *Queue) lookFor(f *driver.Filter) (prio, s uint64, err error) {
 		if t == f.NotType {
 			continue
 		}
-		e := x.bestOf(a, q, t)
+		e, err := x.bestOf(a, q, t)
 		switch {
+		case err != nil:
+			return 0, noSlot, err
 		case e == nil:
 			i-- // its heap is gone, and with it its place in order
 		case int(e.prio) < f.MinPriority:
 		case f.TypeAtMost != 0:
-			return e.under(f)
+			return e.under(f, nil)
 		case best == nil || e.before(best):
 			best = e
 		}
 	}
-	return best.under(f)
+	return best.under(f, nil)
 }
 
 // filterIndex is a handle's own index. It is guarded by lk.
@@ -102,9 +105,9 @@ func (e *filterEntry) before(o *filterEntry) bool {
 }
 
 // under is what find returns for e, which may be nil.
-func (e *filterEntry) under(f *driver.Filter) (prio, s uint64, err error) {
+func (e *filterEntry) under(f *driver.Filter, why error) (prio, s uint64, err error) {
 	if e == nil || int(e.prio) < f.MinPriority {
-		return 0, noSlot, nil
+		return 0, noSlot, why
 	}
 	return e.prio, e.slot, nil
 }
@@ -148,28 +151,40 @@ func (h *filterHeap) pop() {
 }
 
 // bestOf returns the first waiting message of type t, nil if there is none; then the type's heap is gone.
-func (x *filterIndex) bestOf(a *area, q *Queue, t int64) *filterEntry {
-	e := x.best(a, q, x.types[t])
-	if e == nil && x.types[t] != nil {
+func (x *filterIndex) bestOf(a *area, q *Queue, t int64) (*filterEntry, error) {
+	e, err := x.best(a, q, x.types[t])
+	if e == nil && err == nil && x.types[t] != nil {
 		delete(x.types, t)
 		if i, ok := slices.BinarySearch(x.order, t); ok {
 			x.order = slices.Delete(x.order, i, i+1)
 		}
 	}
-	return e
+	return e, err
 }
 
 // best drops from h what no longer waits, and returns what is on top then.
-func (x *filterIndex) best(a *area, q *Queue, h *filterHeap) *filterEntry {
+//
+// A message that waits under another tag than we expect has been adopted by a takeover: then we are fenced, and must not go on to the
+// next, which that takeover may not have reached yet, so that we could still claim it and pass this one over (F4).
+func (x *filterIndex) best(a *area, q *Queue, h *filterHeap) (*filterEntry, error) {
 	for h != nil && len(*h) > 0 {
 		e := &(*h)[0]
-		if nodeSeq(load(a.node(e.slot))) == e.seq && load(q.stateOf(e.slot)) == load(a.expected(e.slot)) {
-			return e
+		if w := load(q.stateOf(e.slot)); nodeSeq(load(a.node(e.slot))) == e.seq {
+			if w == load(a.expected(e.slot)) {
+				return e, nil
+			}
+			if kindOf(w) == kindReady && seqOf(w) == e.seq {
+				x.valid = false
+				if q.isFenced() {
+					return nil, errFenced
+				}
+				return nil, errDamaged
+			}
 		}
 		h.pop()
 		x.size--
 	}
-	return nil
+	return nil, nil
 }
 
 // sync brings the handle's own index up to date, or builds it. false: it cannot be had.

@@ -471,7 +471,13 @@ func (w *world) judge() {
 		if i > 0 && all[i-1].m.Taken == x.m.Taken {
 			w.fail("messages %s and %s were taken as number %d both", all[i-1].m.ID, x.m.ID, x.m.Taken)
 		}
-		if x.e.kind == "filtered" {
+		if x.e.kind == "filtered" { // among those of the type that it wants the order holds too
+			for _, y := range all[i+1:] {
+				if y.m.Priority%2 == 1 && (y.m.Priority == x.m.Priority && y.m.Seq < x.m.Seq ||
+					y.m.Priority > x.m.Priority && sends[y.m.ID].e.done != 0 && sends[y.m.ID].e.done < x.e.began) {
+					w.fail("message %s of priority %d was taken by filter before %s of priority %d", x.m.ID, x.m.Priority, y.m.ID, y.m.Priority)
+				}
+			}
 			continue
 		}
 		if x.m.Seq <= last[x.m.Priority] {
