@@ -86,8 +86,8 @@ const (
 	pOpened     = 48 // ns, CLOCK_REALTIME
 	pSent       = 64
 	pReceived   = 72
-	pSentBytes  = 80
-	pRecvBytes  = 88
+	pSentBytes  = 80 // not counted yet, 0
+	pRecvBytes  = 88 // likewise
 	pTakeovers  = 96
 	pFenced     = 104
 	pRecord     = 128 // [8]u64: the last operations, op:8 | slot:24 | seq:32

@@ -43,7 +43,6 @@ type Driver struct {
 type Queue struct {
 	observer
 	driver Driver
-	dir    string
 
 	base unsafe.Pointer // of the mapping; nil for an observer
 
@@ -189,7 +188,7 @@ func (d Driver) OpenQueue(ctx context.Context, name string, o *driver.Options) (
 
 // attach maps the file and registers a participant.
 func (d Driver) attach(f *os.File, l layout, name string, readOnly bool) (_ *Queue, err error) {
-	q := &Queue{observer: observer{f: f, layout: l, name: name, path: f.Name(), self: -1}, driver: d, dir: d.dir(), closing: make(chan struct{}),
+	q := &Queue{observer: observer{f: f, layout: l, name: name, path: f.Name(), self: -1}, driver: d, closing: make(chan struct{}),
 		faulted: make(chan struct{}), poolFreed: make(chan struct{}, 1)}
 	if readOnly {
 		return q, nil

@@ -92,8 +92,8 @@ func wakeAll(p *uint32) {
 func (q *Queue) wakeReceivers(n int) { wake(q.recvWait, n) }
 func (q *Queue) wakeSenders(n int)   { wake(q.sendWait, n) }
 
-// wakeSomeSenders wakes senders after n messages were received: none until half of the queue is free, since a sender woken for a single place would
-// soon sleep again; one at a time where the queue is so small that half of it is nothing.
+// wakeSomeSenders wakes senders after n messages were received: none until half of the queue is free, since a sender woken for a
+// single place would soon sleep again; one for each message where the queue is so small that half of it is nothing.
 func (q *Queue) wakeSomeSenders(consumed uint64, n int) {
 	w := load32(q.sendWait)
 	if w&anySleeper == 0 {
@@ -240,8 +240,8 @@ func (q *Queue) letGather(taken uint64) {
 }
 
 const (
-	gatherFast  = 1200 // ticks a message: more than a million a second
-	gatherPause = 200  // PAUSE instructions: about a microsecond and a half
+	gatherFast  = 1200 // ticks a message: some two millions a second
+	gatherPause = 200  // PAUSE instructions, some microseconds
 )
 
 // waitToClaim sleeps until a message can be claimed.
