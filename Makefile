@@ -1,7 +1,7 @@
 # The targets are thin: what they do stands in scripts/, one file each.
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint fuzz model steps torture clean
+.PHONY: help test lint fuzz model steps torture bench plots clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r t d; do printf 'make %-8s %s\n' "$$t" "$$d"; done
@@ -23,6 +23,12 @@ steps: ## let clients of the engine die and stop at every step, and pairs of the
 
 torture: ## kill and stop real processes until 10,000 signals are sent (KUMQUAT_TORTURE_SIGNALS), and account for every message
 	@CGO_ENABLED=0 KUMQUAT_TORTURE_SIGNALS=$${KUMQUAT_TORTURE_SIGNALS:-10000} go test -count=1 -timeout 0 -run '^TestTorture$$' -v ./torture
+
+bench: ## measure all that the queue has to reach, on a quiet machine: a table, bench/results.txt, bench/plots (see scripts/bench.sh)
+	@scripts/bench.sh
+
+plots: ## make that table and those drawings again from bench/results.txt
+	@scripts/bench.sh --again
 
 clean: ## remove what the targets leave in this folder
 	@rm -rf bin dist coverage.out

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -154,6 +156,81 @@ func TestScale(t *testing.T) {
 	}
 }
 
+// Ours at one priority and between two processes is what the ratios of ours with more are told against.
+func TestOursBesideOurs(t *testing.T) {
+	c := tiny(Scale, "kumquat-one", "kumquat-pair")
+	c.Producers, c.Consumers, c.Priorities = 2, 2, []int{8}
+	rs := run(t, c)
+	check(t, rs, PerSecond, "kumquat-one", "kumquat-pair")
+	if r := rs[1]; r.Priorities != 1 || r.Producers != 2 || r.Consumers != 2 {
+		t.Errorf("%+v", r)
+	}
+	if r := rs[2]; r.Priorities != 8 || r.Producers != 1 || r.Consumers != 1 {
+		t.Errorf("%+v", r)
+	}
+	c.Producers, c.Consumers, c.Priorities = 1, 1, []int{1}
+	if got, err := c.prepared(); err != nil {
+		t.Error(err)
+	} else if contests, unfit := got.plan(); len(contests[0].peers) != 0 || len(unfit) != 2 {
+		t.Errorf("peers %+v, unfit %q", contests[0].peers, unfit)
+	}
+}
+
+// In a queue that stays deep the rate is that of the slower side, over more than one stop.
+func TestDepthStays(t *testing.T) {
+	s, err := newSession(t.Context(), setup{Subject: "kumquat", Label: "kumquat", Size: 8, Priorities: 1, Producers: 1, Consumers: 1, Capacity: 64, Batch: 1,
+		Waiting: 1000, WaitType: 1}, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close(true)
+	if err := s.fill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const count = 1<<18 + 5 // one stop
+	before := s.arrived
+	begin := time.Now()
+	o, err := s.run(t.Context(), count, 0)
+	took := time.Since(begin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stops := (s.arrived - before) / 2; stops != 2 {
+		t.Errorf("%d phases instead of 2", stops)
+	}
+	if o.elapsed <= 0 || o.elapsed > took || math.Abs(o.rate*o.elapsed.Seconds()/count-1) > 1e-6 {
+		t.Errorf("%v of %v, %.0f a second", o.elapsed, took, o.rate)
+	}
+}
+
+// A peer whose queue cannot hold the waiting messages is left out; it is not waited for.
+func TestDepthTooMuchForPeer(t *testing.T) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MSGQUEUE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if limit.Max == unix.RLIM_INFINITY || os.Geteuid() == 0 && unix.Setrlimit(unix.RLIMIT_MSGQUEUE, &unix.Rlimit{Cur: limit.Cur, Max: limit.Max + 1}) == nil {
+		t.Skip("no limit of POSIX queues holds here: CAP_SYS_RESOURCE")
+	}
+	c := tiny(Depth, "posix")
+	c.Depths = []int{30000}
+	check(t, run(t, c), PerSecond)
+}
+
+func TestUnused(t *testing.T) {
+	for name, c := range map[string]Config{
+		"processes": {Workload: Latency, Producers: 2},
+		"depth":     {Workload: Throughput, Depths: []int{5}},
+	} {
+		if texts := c.unused(); len(texts) != 1 {
+			t.Errorf("%s: %q", name, texts)
+		}
+	}
+	if texts := (&Config{Workload: Scale, Producers: 4, Consumers: 4}).unused(); len(texts) > 0 {
+		t.Errorf("%q", texts)
+	}
+}
+
 func TestDepth(t *testing.T) {
 	c := tiny(Depth, "kumquat-shallow")
 	c.Depths = []int{3000, 10}
@@ -177,6 +254,15 @@ func TestBatch(t *testing.T) {
 	check(t, rs, PerSecond, "kumquat-single")
 	if rs[0].Batch != 7 || rs[1].Batch != 0 {
 		t.Errorf("batches of %d and %d", rs[0].Batch, rs[1].Batch)
+	}
+	c.Workload, c.Producers, c.Consumers, c.Priorities = Throughput, 2, 3, []int{8} // a batch may hold the end marks of several consumers
+	if rs = run(t, c); rs[0].Batch != 7 || rs[0].Producers != 2 || rs[1].Batch != 0 {
+		t.Errorf("%+v", rs)
+	}
+	for workload, want := range map[string]int{Throughput: 1, Batch: 16} {
+		if c, err := (Config{Workload: workload}).prepared(); err != nil || c.Batch != want {
+			t.Errorf("%s: batches of %d by default, %v", workload, c.Batch, err)
+		}
 	}
 }
 
@@ -259,6 +345,7 @@ func TestCheck(t *testing.T) {
 		"size":     {Workload: Throughput, Sizes: []int{7}},
 		"peer":     {Workload: Throughput, Peers: []string{"rabbit"}},
 		"load":     {Workload: Throughput, Load: -1},
+		"batch":    {Workload: Latency, Batch: 2},
 	} {
 		if err := c.Check(); !errors.Is(err, driver.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
@@ -363,6 +450,43 @@ func TestPlot(t *testing.T) {
 	if err := Plot(t.Context(), "x.pdf", []Result{{}}); !errors.Is(err, driver.ErrInvalid) {
 		t.Errorf("x.pdf: %v", err)
 	}
+	if err := CheckPlot(t.Context(), "none/x.svg"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("none/x.svg: %v", err)
+	}
+	t.Setenv("PATH", "")
+	if err := CheckPlot(t.Context(), "x.svg"); !errors.Is(err, driver.ErrUnsupported) || !strings.Contains(err.Error(), "go install") {
+		t.Errorf("without Go: %v", err)
+	}
+}
+
+// Where there is Go, and this source tree, nothing has to be installed for a plot.
+func TestPlotFromSource(t *testing.T) {
+	download := exec.Command("go", "mod", "download")
+	download.Dir = "plot"
+	if out, err := download.CombinedOutput(); err != nil {
+		t.Logf("%v: %s", err, out)
+		t.Skip("needs the modules of bench/plot")
+	}
+	t.Setenv("PATH", filepath.Dir(goProgram(t))) // no kumquat-plot that somebody installed
+	file := filepath.Join(t.TempDir(), "x.svg")
+	if err := CheckPlot(t.Context(), file); err != nil {
+		t.Fatal(err)
+	}
+	if err := Plot(t.Context(), file, run(t, tiny(Throughput, "pipe"))); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil || !strings.Contains(string(b), "<svg") || !strings.Contains(string(b), ">pipe<") {
+		t.Errorf("%.100q, %v", b, err)
+	}
+}
+
+func goProgram(t *testing.T) string {
+	name, err := exec.LookPath("go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
 }
 
 func TestPhaseLines(t *testing.T) {

@@ -240,6 +240,9 @@ type receiver interface {
 // flusher is a sender that collects messages into batches.
 type flusher interface{ flush() error }
 
+// giver is a receiver that may have taken more than was asked for.
+type giver interface{ giveBack() error }
+
 // filler is a sender that can send messages of another type.
 type filler interface{ setType(t int64) }
 
@@ -387,6 +390,11 @@ func (w *work) consume(p phase) (done, error) {
 		d.Count++
 	}
 	d.Last = w.clock.now()
+	if g, ok := w.in.(giver); ok {
+		if err := g.giveBack(); err != nil {
+			return done{}, fmt.Errorf("giving end marks back: %w", err)
+		}
+	}
 	return d, nil
 }
 

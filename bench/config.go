@@ -17,7 +17,7 @@ type Config struct {
 	Producers  int           // 0: 1; in "scale" several shapes
 	Consumers  int           // 0: 1; in "scale" several shapes
 	Capacity   []int         // messages a queue holds; empty: 1,024, in "capacity" 10 and 1
-	Batch      int           // messages of a batch in "batch"; 0: 16
+	Batch      int           // messages a call of ours, the peers send one; 0: 1, in "batch" 16. Not for latencies and "filter"
 	Depths     []int         // "depth": the messages waiting, the deep one first; empty: 1,000,000 and 100. "filter": empty: 100,000
 	Rounds     int           // 0: 5
 	Load       int           // busy processes beside the measurement; 0: none
@@ -63,7 +63,9 @@ func Workloads() []Description {
 func Subjects() []Description {
 	return []Description{
 		{"kumquat-message", "our queue by Send and Receive of a Message"},
-		{"kumquat-single", "our queue without batches (workload batch)"},
+		{"kumquat-single", "our queue without batches (where ours has them)"},
+		{"kumquat-one", "our queue at one priority (where ours has several)"},
+		{"kumquat-pair", "our queue between two processes (where ours has more)"},
 		{"kumquat-shallow", "our queue with few messages waiting (workload depth)"},
 		{"kumquat-none", "our queue with no messages waiting (workload filter)"},
 		{"kumquat-try", "our queue polled by TryReceiveInto (workload latency)"},
@@ -104,7 +106,10 @@ func (c Config) prepared() (Config, error) {
 	case Filter:
 		fill(&c.Depths, 100_000)
 	}
-	positive(&c.Batch, 16)
+	if c.Workload == Batch {
+		positive(&c.Batch, 16)
+	}
+	positive(&c.Batch, 1)
 	positive(&c.Rounds, 5)
 	if c.Target == 0 {
 		c.Target = 500 * time.Millisecond
@@ -139,6 +144,9 @@ func (c Config) prepared() (Config, error) {
 			}
 		}
 	}
+	if c.Batch > 1 && c.oneCall() {
+		return c, fmt.Errorf("%w: batch: %s sends one message a call", driver.ErrInvalid, c.Workload)
+	}
 	for _, p := range c.Peers {
 		if !slices.ContainsFunc(Subjects(), func(d Description) bool { return d.Name == p }) {
 			return c, fmt.Errorf("%w: no such peer: %q; the peers are %s", driver.ErrInvalid, p, strings.Join(names(Subjects()), ", "))
@@ -148,6 +156,24 @@ func (c Config) prepared() (Config, error) {
 		c.Peers = defaultPeers[c.Workload]
 	}
 	return c, nil
+}
+
+// oneCall reports whether the workload is of single messages only.
+func (c *Config) oneCall() bool {
+	return c.Workload == Latency || c.Workload == Wake || c.Workload == Filter
+}
+
+// unused returns what was asked for and does not bear on the workload, for people who would believe that it did.
+func (c *Config) unused() []string {
+	var texts []string
+	pair := c.oneCall() || c.Workload == Depth
+	if pair && (c.Producers > 1 || c.Consumers > 1) {
+		texts = append(texts, c.Workload+": it has one process on each side; the numbers of producers and consumers are left aside")
+	}
+	if len(c.Depths) > 0 && c.Workload != Depth && c.Workload != Filter {
+		texts = append(texts, c.Workload+": nothing lies in its queues; the depth is left aside")
+	}
+	return texts
 }
 
 func names(ds []Description) []string {

@@ -11,5 +11,5 @@
 //
 // All subjects do the same work: one message a call, a body of the same size copied in and out, the same random priorities where
 // they have priorities, the same capacity where it can be set. Rates are counted at the receivers, from the first message to the
-// last, after a warm-up in the same processes and a common start.
+// last, after a warm-up in the same processes and a common start; of a queue that has to stay deep, at the slower side.
 package bench

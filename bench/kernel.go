@@ -44,9 +44,9 @@ func openKernel(subject string, n, size, capacity, waiting int) (*kernelQueues, 
 	case "posix", "sysv", "sysv-types":
 		err = inNamespace(func(private bool) error {
 			if subject == "posix" {
-				return k.posix(n, size, capacity, private)
+				return k.posix(n, size, capacity, waiting, private)
 			}
-			return k.sysv(n, size, capacity+waiting, private)
+			return k.sysv(n, size, capacity+waiting, waiting, private)
 		})
 	case "pipe":
 		err = k.pipes(n, size, capacity)
@@ -72,7 +72,8 @@ func inNamespace(f func(private bool) error) error {
 	return <-result
 }
 
-func (k *kernelQueues) posix(n, size, capacity int, private bool) error {
+// posix makes queues for capacity messages, or fewer where that is not granted; waiting messages and one more have to fit in.
+func (k *kernelQueues) posix(n, size, capacity, waiting int, private bool) error {
 	const (
 		perMessage      = 128    // more than the kernel counts beside the body
 		defaultMsgQueue = 819200 // bytes, RLIMIT_MSGQUEUE of Linux
@@ -96,7 +97,7 @@ func (k *kernelQueues) posix(n, size, capacity int, private bool) error {
 		asked := err
 		// As many as RLIMIT_MSGQUEUE lets all queues of this user together have, else the kernel's default.
 		for _, fewer := range []int{(defaultMsgQueue / n) / (size + perMessage), 10, 1} {
-			if err == nil || fewer >= capacity || fewer == 0 {
+			if err == nil || fewer >= capacity || fewer <= waiting {
 				continue
 			}
 			if fd, err = mqOpen(name, fewer, size); err == nil {
@@ -143,7 +144,7 @@ type msqidDS struct {
 	_, _                 uint64
 }
 
-func (k *kernelQueues) sysv(n, size, capacity int, private bool) error {
+func (k *kernelQueues) sysv(n, size, capacity, waiting int, private bool) error {
 	bytes := capacity * size
 	if private {
 		_ = os.WriteFile("/proc/sys/kernel/msgmax", []byte(strconv.Itoa(max(size, 8192))), 0)
@@ -174,7 +175,7 @@ func (k *kernelQueues) sysv(n, size, capacity int, private bool) error {
 		had := ds.qbytes
 		ds.qbytes = uint64(bytes)
 		if _, _, e := unix.Syscall(unix.SYS_MSGCTL, id, unix.IPC_SET, uintptr(unsafe.Pointer(&ds))); e != 0 {
-			if had < uint64(size) {
+			if had < uint64(size*(waiting+1)) {
 				return fmt.Errorf("msgctl for %d bytes: %w; kernel.msgmnb is lower", bytes, e)
 			}
 			k.notes = append(k.notes, fmt.Sprintf("sysv: %d bytes instead of %d: %v (kernel.msgmnb)", had, bytes, e))

@@ -29,9 +29,9 @@ func (c *Config) plan() (contests []contest, unfit []string) {
 		for _, priorities := range c.Priorities {
 			for _, capacity := range c.Capacity {
 				s := setup{Subject: "kumquat", Label: "kumquat", Size: size, Priorities: priorities, Producers: max(c.Producers, 1), Consumers: max(c.Consumers, 1),
-					Capacity: capacity, Batch: 1, Pin: !c.Free}
+					Capacity: capacity, Batch: c.Batch, Pin: !c.Free}
 				switch c.Workload {
-				case Throughput, Capacity:
+				case Throughput, Capacity, Batch:
 					add(s)
 				case Scale:
 					shapes := [][2]int{{1, 1}, {2, 2}, {4, 4}, {1, 4}, {4, 1}}
@@ -42,9 +42,6 @@ func (c *Config) plan() (contests []contest, unfit []string) {
 						s.Producers, s.Consumers = n[0], n[1]
 						add(s)
 					}
-				case Batch:
-					s.Batch = c.Batch
-					add(s)
 				case Depth:
 					s.Waiting, s.WaitType = c.Depths[0], 1
 					s.Producers, s.Consumers = 1, 1
@@ -92,9 +89,19 @@ func (c *Config) peer(name string, ours setup) (s setup, reason string) {
 	switch name {
 	case "kumquat-single":
 		s.Subject = "kumquat"
-		if c.Workload != Batch {
-			return s, only + Batch
+		if ours.Batch == 1 {
+			return s, "ours has no batches there"
 		}
+	case "kumquat-one":
+		if s.Priorities == 1 {
+			return s, "ours has one priority there"
+		}
+		s.Subject, s.Priorities, s.Batch = "kumquat", 1, ours.Batch
+	case "kumquat-pair":
+		if !several {
+			return s, "ours is one pair there"
+		}
+		s.Subject, s.Producers, s.Consumers, s.Batch = "kumquat", 1, 1, ours.Batch
 	case "kumquat-shallow":
 		if c.Workload != Depth || len(c.Depths) < 2 {
 			return s, only + Depth + ", with two depths"

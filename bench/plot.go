@@ -27,10 +27,10 @@ const (
 // Plot draws results into file, whose name ends in .svg or .png. It runs kumquat-plot, which it looks for beside this program and
 // in the path; failing that it has Go run it, from the source tree around the working folder or from its module.
 //
-// Errors: driver.ErrInvalid for another ending, driver.ErrUnsupported if there is neither the program nor Go.
+// Errors: those of CheckPlot; those of the program with what it said.
 func Plot(ctx context.Context, file string, results []Result) error {
-	if !Plottable(file) {
-		return fmt.Errorf("%w: %s ends neither in .svg nor in .png", driver.ErrInvalid, file)
+	if err := checkFile(file); err != nil {
+		return err
 	}
 	if len(results) == 0 {
 		return errors.New("there is nothing to plot")
@@ -61,9 +61,36 @@ func Plot(ctx context.Context, file string, results []Result) error {
 	return nil
 }
 
-// Plottable reports whether Plot can draw into a file of this name.
-func Plottable(file string) bool {
-	return slices.Contains([]string{".svg", ".png"}, strings.ToLower(filepath.Ext(file)))
+// CheckPlot returns the error that Plot would fail with before it draws: it is better known before minutes of measuring than after.
+// Where Go has to run the program that draws, it loads and builds it now.
+//
+// Errors: driver.ErrInvalid for a name that ends neither in .svg nor in .png, driver.ErrUnsupported if there is neither the program
+// that draws nor a Go that can build it, fs.ErrNotExist if the folder of the file does not exist.
+func CheckPlot(ctx context.Context, file string) error {
+	if err := checkFile(file); err != nil {
+		return err
+	}
+	args, dir, err := plotter()
+	if err != nil || len(args) == 1 {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, args[0], append(args[1:], "--ready")...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return fmt.Errorf("%w: Go cannot run %s: %s", driver.ErrUnsupported, plotProgram, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+func checkFile(file string) error {
+	if !slices.Contains([]string{".svg", ".png"}, strings.ToLower(filepath.Ext(file))) {
+		return fmt.Errorf("%w: %s ends neither in .svg nor in .png", driver.ErrInvalid, file)
+	}
+	_, err := os.Stat(filepath.Dir(file))
+	return err
 }
 
 // plotter returns the command that draws and the folder to run it in.
@@ -80,7 +107,8 @@ func plotter() (args []string, dir string, err error) {
 	install := fmt.Sprintf("go install %s/%s@latest", plotModule, plotProgram)
 	goTool, err := exec.LookPath("go")
 	if err != nil {
-		return nil, "", fmt.Errorf("%w: %s is not installed (%s)", driver.ErrUnsupported, plotProgram, install)
+		return nil, "", fmt.Errorf("%w: plots are drawn by %s, which is neither beside this program nor in the path, nor is Go there to run it (%s)",
+			driver.ErrUnsupported, plotProgram, install)
 	}
 	if dir := sourceTree(); dir != "" {
 		return []string{goTool, "run", "./" + plotProgram}, dir, nil

@@ -163,6 +163,18 @@ type batchReceiver struct {
 	rest []kumquat.Message
 }
 
+// giveBack sends what is left of the last batch: end marks that are for other consumers.
+func (r *batchReceiver) giveBack() error {
+	rest := r.rest
+	r.rest = nil
+	for _, m := range rest {
+		if err := r.q.Send(context.Background(), kumquat.Message{Body: m.Body}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (r *batchReceiver) receive([]byte) ([]byte, error) {
 	if len(r.rest) == 0 {
 		ms, err := r.q.ReceiveBatch(context.Background(), r.max)

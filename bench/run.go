@@ -13,7 +13,7 @@ import (
 // Run measures what c says and hands out each result when its contest is over. A peer that fails is told of by c.Note and left
 // out; our own failure ends the run, as does ctx. Then all processes are ended and all queues removed.
 func Run(ctx context.Context, c Config, out func(Result)) error {
-	asked := c.Peers != nil
+	asked, unused := c.Peers != nil, c.unused()
 	c, err := c.prepared()
 	if err != nil {
 		return err
@@ -27,6 +27,9 @@ func Run(ctx context.Context, c Config, out func(Result)) error {
 			_ = k.cmd.Process.Kill()
 			_ = k.cmd.Wait()
 		}()
+	}
+	for _, text := range unused {
+		c.Note(text)
 	}
 	contests, unfit := c.plan()
 	for _, text := range unfit {
@@ -170,7 +173,7 @@ func (c *Config) measure(ctx context.Context, e *entrant, note func(string)) (fl
 		if e.count, err = c.calibrate(ctx, s, group); err != nil {
 			return 0, err
 		}
-	} else if _, err := s.run(ctx, warmUp(e.count), group); err != nil {
+	} else if _, err := s.run(ctx, e.warmUp(), group); err != nil {
 		return 0, err
 	}
 	o, err := c.counted(ctx, s, e, group)
@@ -181,7 +184,7 @@ func (c *Config) measure(ctx context.Context, e *entrant, note func(string)) (fl
 	if !e.flow() {
 		v = middle(o.samples) / float64(group)
 		if group > 1 { // single ones for the distribution
-			if o, err = s.run(ctx, warmUp(e.count), 1); err != nil {
+			if o, err = s.run(ctx, e.warmUp(), 1); err != nil {
 				return 0, err
 			}
 		}
@@ -212,8 +215,15 @@ func (c *Config) counted(ctx context.Context, s *session, e *entrant, group int)
 	}
 }
 
-// warmUp is the number of messages that go before count counted ones. It differs from count: a floor tells numbers apart.
-func warmUp(count int) int { return max(count/8, 32) + count%2 }
+// warmUp is the number of messages that go before the counted ones. It differs from their number: a floor tells numbers apart. Of
+// messages that lie in the queue all come out once: a process that touches memory for the first time pays for its page tables.
+func (e *entrant) warmUp() int {
+	n := max(e.count/8, 32) + e.count%2
+	if e.lying() {
+		n = max(n, e.Waiting+1)
+	}
+	return n
+}
 
 // calibrate finds how many messages take as long as they should, and warms everything up.
 func (c *Config) calibrate(ctx context.Context, s *session, group int) (int, error) {
@@ -225,7 +235,7 @@ func (c *Config) calibrate(ctx context.Context, s *session, group int) (int, err
 			return 0, err
 		}
 		took := max(o.elapsed, time.Since(begin)/2) // a lull between two messages must not fool it
-		if took >= c.Target/8 || n >= 1<<30 {
+		if (took >= c.Target/8 || n >= 1<<30) && (n >= s.Waiting || !s.lying()) {
 			return max(int(float64(n)*float64(c.Target)/float64(took)), 33), nil
 		}
 		n *= max(2, min(16, int(c.Target/4/max(took, 1))))

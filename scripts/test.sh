@@ -55,6 +55,21 @@ build() { go build ./...; }
 
 vet() { go vet ./...; }
 
+# The program that draws (bench/plot) is a module of its own, which ./... does not see.
+plot_modules() { go -C bench/plot mod download >/dev/null 2>&1; }
+
+plot_program() {
+	local rc=0
+	cd bench/plot
+	if go vet ./... && { [ -z "$staticcheck" ] || "$staticcheck" ./...; }; then
+		go_test plot -count=1 ./... || rc=$?
+	else
+		rc=1
+	fi
+	cd ../..
+	return "$rc"
+}
+
 # go_test LOG ARG…: go test, showing one line a package, the tests that took a second or more, those that fail, and the lines that
 # tests print to be read (those with a word and "summary:"). What tests skipped goes to the closing list. The whole output is shown
 # where a package fails.
@@ -133,12 +148,19 @@ if have shellcheck; then
 else
 	skip "shellcheck" "it is not installed"
 fi
+staticcheck="" # its program; empty: not there
 if tool_builds staticcheck; then
 	step "staticcheck" tool staticcheck ./... || true
+	staticcheck=$(tool -n staticcheck)
 else
 	skip "staticcheck" "it could not be built; its modules come from the Go module proxy"
 fi
 step "tests" tests || true
+if plot_modules; then
+	step "the program that draws" plot_program || true
+else
+	skip "the program that draws" "its modules could not be had; they come from the Go module proxy"
+fi
 step "the engine step by step" steps || true
 step "tour of this folder" tour || true
 if have gcc; then

@@ -5,6 +5,7 @@
 package plot
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"strings"
 
 	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
@@ -63,19 +65,23 @@ func Read(r io.Reader) ([]Result, error) {
 
 const (
 	panelWidth  = 7 * vg.Inch
-	panelHeight = 4.2 * vg.Inch
-	legendWidth = 2 * vg.Inch
+	panelHeight = 3.9 * vg.Inch
+	legendWidth = 1.6 * vg.Inch
 	dots        = 144 // an inch, in a PNG
 )
 
 // Draw writes the drawing of rs into file, as SVG or PNG by its ending. A contest of its own (a mode, or what else sets it
-// apart from the axis) gets a panel of its own, side by side.
+// apart from the axis) gets a panel of its own, one below the other, so that the text stays legible where a page makes it narrow.
 func Draw(file string, rs []Result) error {
 	x := axisOf(rs)
 	var titles []string
 	panels := map[string][]Result{}
+	priorities := 1 // of the contest: a peer may have none and goes with ours
 	for _, r := range rs {
-		t := x.title(r)
+		if r.Subject == rs[0].Subject {
+			priorities = r.Priorities
+		}
+		t := x.title(r, priorities)
 		if panels[t] == nil {
 			titles = append(titles, t)
 		}
@@ -90,7 +96,7 @@ func Draw(file string, rs []Result) error {
 		p.Title.Text = t
 		plots = append(plots, p)
 	}
-	width, height := panelWidth*vg.Length(len(plots))+legendWidth, panelHeight
+	width, height := panelWidth+legendWidth, panelHeight*vg.Length(len(plots))
 	var canvas interface {
 		vg.CanvasSizer
 		io.WriterTo
@@ -107,25 +113,24 @@ func Draw(file string, rs []Result) error {
 	all.SetColor(color.White) // an SVG is else transparent, and unreadable on a dark page
 	all.Fill(all.Rectangle.Path())
 	for i, p := range plots {
-		left := panelWidth * vg.Length(i)
-		p.Draw(draw.Crop(all, left+12, -(width-left-panelWidth)-12, 8, -8))
+		below := panelHeight * vg.Length(len(plots)-1-i)
+		p.Draw(draw.Crop(all, 12, -legendWidth-12, below+8, -panelHeight*vg.Length(i)-8))
 	}
 	names := legend(rs)
 	names.Draw(draw.Crop(all, width-legendWidth+10, -8, 8, -30))
-	f, err := os.Create(file)
-	if err != nil {
+	var b bytes.Buffer
+	if _, err := canvas.WriteTo(&b); err != nil {
 		return err
 	}
-	if _, err := canvas.WriteTo(f); err != nil {
-		f.Close()
-		return err
-	}
-	return f.Close()
+	// An SVG names one font and embeds none: these are as wide where that one is not installed. A PNG does not have the words.
+	drawn := bytes.ReplaceAll(b.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif;"))
+	return os.WriteFile(file, drawn, 0o666)
 }
 
 // axis is what lies on the horizontal one.
 type axis struct {
-	kind string
+	kind       string
+	priorities bool // they vary, and are not on the axis: they go into the titles
 }
 
 // The kinds of axes.
@@ -144,24 +149,27 @@ func axisOf(rs []Result) axis {
 	vary := func(f func(Result) any) bool {
 		return slices.ContainsFunc(ours, func(r Result) bool { return f(r) != f(ours[0]) })
 	}
+	shapes := vary(func(r Result) any { return [2]int{r.Producers, r.Consumers} })
+	priorities := vary(func(r Result) any { return r.Priorities })
 	switch {
 	case slices.ContainsFunc(rs, func(r Result) bool { return len(r.Distribution) > 0 }):
-		return axis{byPercentile}
+		return axis{byPercentile, priorities}
+	case shapes && ours[0].Workload == "scale":
+		return axis{byShape, priorities}
 	case vary(func(r Result) any { return r.Size }):
-		return axis{bySize}
-	case vary(func(r Result) any { return r.Priorities }):
-		return axis{byPriorities}
-	case vary(func(r Result) any { return [2]int{r.Producers, r.Consumers} }):
-		return axis{byShape}
+		return axis{bySize, priorities}
+	case priorities:
+		return axis{byPriorities, false}
+	case shapes:
+		return axis{byShape, false}
 	case vary(func(r Result) any { return r.Capacity }):
-		return axis{byCapacity}
+		return axis{byCapacity, false}
 	}
-	return axis{bySubject}
+	return axis{bySubject, false}
 }
 
-// title names the panel that a result belongs to: all that is not on the axis. Priorities are those of our own lines; peers
-// without any go with them.
-func (x axis) title(r Result) string {
+// title names the panel that a result belongs to: all that is not on the axis. The priorities are those of our own line.
+func (x axis) title(r Result, priorities int) string {
 	t := []string{r.Workload}
 	if r.Mode != "" && r.Mode != r.Workload {
 		t = append(t, r.Mode)
@@ -171,6 +179,11 @@ func (x axis) title(r Result) string {
 	}
 	if x.kind != byShape {
 		t = append(t, fmt.Sprintf("%d:%d", r.Producers, r.Consumers))
+	}
+	if x.priorities && priorities > 1 {
+		t = append(t, fmt.Sprintf("%d priorities", priorities))
+	} else if x.priorities {
+		t = append(t, "one priority")
 	}
 	if r.Load > 0 {
 		t = append(t, fmt.Sprintf("%d busy processes beside", r.Load))
@@ -190,6 +203,9 @@ func bytesText(n int) string {
 
 func (x axis) draw(rs []Result) (*plot.Plot, error) {
 	p := plot.New()
+	for _, f := range []*font.Font{&p.Title.TextStyle.Font, &p.X.Label.TextStyle.Font, &p.Y.Label.TextStyle.Font, &p.X.Tick.Label.Font, &p.Y.Tick.Label.Font} {
+		f.Variant = "Sans" // legible where the drawing is small
+	}
 	p.Title.TextStyle.Font.Size = 13
 	p.Title.Padding = 6
 	p.Add(grid())
@@ -207,7 +223,10 @@ func (x axis) draw(rs []Result) (*plot.Plot, error) {
 	}
 	p.Y.Label.Text = "messages a second"
 	if rs[0].Unit == "us" {
-		p.Y.Label.Text = "µs"
+		p.Y.Label.Text = "µs, round trip"
+		if rs[0].Workload == "wake" {
+			p.Y.Label.Text = "µs, one way"
+		}
 	}
 	for _, a := range []*plot.Axis{&p.X, &p.Y} {
 		a.Label.TextStyle.Font.Size = 11
@@ -223,11 +242,17 @@ func grid() *plotter.Grid {
 	return g
 }
 
-// logarithmic gives y a logarithmic axis around the values, over whole decades.
+// logarithmic gives a logarithmic axis around the values, from a whole decade to 1, 2 or 5 times one.
 func logarithmic(a *plot.Axis, low, high float64) {
 	a.Scale = plot.LogScale{}
 	a.Min = math.Pow(10, math.Floor(math.Log10(low)))
-	a.Max = math.Pow(10, math.Ceil(math.Log10(high)))
+	a.Max = math.Pow(10, math.Floor(math.Log10(high)))
+	for _, m := range []float64{1, 2, 5, 10} {
+		if high <= m*a.Max {
+			a.Max *= m
+			break
+		}
+	}
 	if a.Min == a.Max {
 		a.Max *= 10
 	}

@@ -5,10 +5,14 @@ import (
 	"image/color"
 	"image/png"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"gonum.org/v1/plot"
 )
 
 // The lines are as kumquat bench --json prints them.
@@ -23,6 +27,12 @@ var samples = map[string]string{
 {"subject":"pipe","size":64,"priorities":1,"median":4e6,"min":3e6,"max":5e6,"unit":"msg/s","producers":1,"consumers":1}`,
 	"shapes": `{"subject":"kumquat","size":64,"priorities":1,"median":15e6,"min":14e6,"max":16e6,"unit":"msg/s","producers":1,"consumers":1}
 {"subject":"kumquat","size":64,"priorities":1,"median":6e6,"min":5e6,"max":7e6,"unit":"msg/s","producers":4,"consumers":4}`,
+	"scale": `{"subject":"kumquat","size":64,"priorities":1,"median":15e6,"min":14e6,"max":16e6,"unit":"msg/s","workload":"scale","producers":1,"consumers":1}
+{"subject":"zmq","size":64,"priorities":1,"median":4e6,"min":3e6,"max":5e6,"unit":"msg/s","workload":"scale","producers":1,"consumers":1}
+{"subject":"kumquat","size":64,"priorities":1,"median":6e6,"min":5e6,"max":7e6,"unit":"msg/s","workload":"scale","producers":4,"consumers":1}
+{"subject":"zmq","size":64,"priorities":1,"median":4e6,"min":3e6,"max":5e6,"unit":"msg/s","workload":"scale","producers":4,"consumers":1}
+{"subject":"kumquat","size":64,"priorities":8,"median":5e6,"min":4e6,"max":6e6,"unit":"msg/s","workload":"scale","producers":1,"consumers":1}
+{"subject":"zmq","size":64,"priorities":1,"median":4e6,"min":3e6,"max":5e6,"unit":"msg/s","workload":"scale","producers":1,"consumers":1}`,
 	"one": `{"subject":"kumquat","size":64,"priorities":1,"median":1,"min":1,"max":1,"unit":"us","producers":1,"consumers":1}`,
 	"latency": `{"subject":"kumquat","size":64,"priorities":1,"median":0.5,"min":0.4,"max":0.6,"unit":"us","mode":"spin","producers":1,"consumers":1,"distribution":[[0,0.3],[50,0.5],[99,2],[100,30]]}
 {"subject":"futex","size":64,"priorities":1,"median":9,"min":8,"max":10,"unit":"us","mode":"sleep","producers":1,"consumers":1,"distribution":[[0,7],[50,9],[99,20],[100,300]]}`,
@@ -106,6 +116,72 @@ func lookAtSVG(t *testing.T, file string) string {
 		if c, ok := token.(xml.CharData); ok {
 			text.Write(c)
 			text.WriteByte('\n')
+		}
+	}
+}
+
+// The panels lie one below the other, so that more of them make a drawing no wider; a peer without priorities is beside ours that it
+// was measured with.
+func TestPanels(t *testing.T) {
+	size := func(name string) (width, height string, text string) {
+		rs, err := Read(strings.NewReader(samples[name]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "x.svg")
+		if err := Draw(file, rs); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var svg struct {
+			Width  string `xml:"width,attr"`
+			Height string `xml:"height,attr"`
+		}
+		if err := xml.Unmarshal(b, &svg); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(b), "fill:#FFFFFF") && !strings.Contains(string(b), `fill="#FFFFFF"`) {
+			t.Errorf("%s has no white ground", name)
+		}
+		if strings.Contains(string(b), "font-family:Liberation Sans;") {
+			t.Errorf("%s has a font without a substitute", name)
+		}
+		return svg.Width, svg.Height, lookAtSVG(t, file)
+	}
+	w1, h1, _ := size("shapes")
+	w2, h2, text := size("scale")
+	if w1 == "" || w1 != w2 || h1 == h2 {
+		t.Errorf("one panel %s × %s, two %s × %s", w1, h1, w2, h2)
+	}
+	for _, title := range []string{"scale, 64 B, one priority", "scale, 64 B, 8 priorities", "4:1", "producers:consumers"} {
+		if strings.Count(text, title) == 0 {
+			t.Errorf("there is no %q", title)
+		}
+	}
+	rs, err := Read(strings.NewReader(samples["scale"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x := axisOf(rs); x.kind != byShape || x.title(rs[5], 8) != "scale, 64 B, 8 priorities" {
+		t.Errorf("axis %+v, title %q", x, x.title(rs[5], 8))
+	}
+}
+
+func TestLogarithmic(t *testing.T) {
+	for _, c := range []struct{ low, high, min, max float64 }{
+		{2, 3, 1, 5}, {1, 1, 1, 10}, {150, 4e6, 100, 5e6}, {0.3, 9, 0.1, 10}, {0.1, 20, 0.1, 20},
+	} {
+		var a plot.Axis
+		logarithmic(&a, c.low, c.high)
+		if math.Abs(a.Min/c.min-1) > 1e-9 || math.Abs(a.Max/c.max-1) > 1e-9 {
+			t.Errorf("%v to %v lie from %v to %v", c.low, c.high, a.Min, a.Max)
+		}
+		ticks := a.Tick.Marker.Ticks(a.Min, a.Max)
+		if !slices.ContainsFunc(ticks, func(x plot.Tick) bool { return x.Label != "" && x.Value >= a.Min && x.Value <= a.Max }) {
+			t.Errorf("%v to %v has no label", c.low, c.high)
 		}
 	}
 }

@@ -19,6 +19,8 @@ var colours = map[string]color.RGBA{
 	"kumquat-shallow": {240, 170, 90, 255},
 	"kumquat-none":    {240, 170, 90, 255},
 	"kumquat-try":     {240, 170, 90, 255},
+	"kumquat-one":     {240, 170, 90, 255},
+	"kumquat-pair":    {240, 170, 90, 255},
 	"boost":           {0, 114, 178, 255},
 	"posix":           {0, 158, 115, 255},
 	"sysv":            {204, 121, 167, 255},
@@ -62,7 +64,7 @@ func subjects(rs []Result) []string {
 func legend(rs []Result) plot.Legend {
 	l := plot.NewLegend()
 	l.Top, l.Left = true, true
-	l.TextStyle.Font.Size = 11
+	l.TextStyle.Font.Size, l.TextStyle.Font.Variant = 11, "Sans"
 	l.ThumbnailWidth = 26
 	l.Padding = 3
 	for _, name := range subjects(rs) {

@@ -38,7 +38,9 @@ The peers, beside which our queue (kumquat) is measured:
 ` + list(bench.Subjects()) + `
 A ratio is ours divided by theirs, above 1 where ours is better. With --json each subject is one line of JSON. boost and zmq are C++:
 they need g++ and their headers (libboost-dev, libzmq3-dev), and are said and skipped where something is missing. POSIX queues for
-more than 10 messages of 8,192 bytes need root. The medians mean something on a quiet machine only.`,
+more than 10 messages of 8,192 bytes need root. The medians mean something on a quiet machine only.
+
+Plots are drawn by kumquat-plot, which is looked for beside this program and in the path; failing that Go runs it.`,
 		Example: `  kumquat bench throughput --size 64,1024,65536 --plot throughput.svg
   kumquat bench throughput --priorities 8 --peers posix,boost --json
   kumquat bench scale --producers 4 --consumers 4 --rounds 9`,
@@ -56,7 +58,7 @@ more than 10 messages of 8,192 bytes need root. The medians mean something on a 
 	f.IntVar(&o.Producers, "producers", 0, "sending processes (default 1)")
 	f.IntVar(&o.Consumers, "consumers", 0, "receiving processes (default 1)")
 	f.IntSliceVar(&o.Capacity, "capacity", nil, "messages that a queue holds (default 1024; 10,1 in capacity)")
-	f.IntVar(&o.Batch, "batch", 16, "messages of a batch, in batch")
+	f.IntVar(&o.Batch, "batch", 0, "messages a call of ours; the peers send one (default 1; 16 in batch)")
 	f.IntSliceVar(&o.Depths, "depth", nil, "messages waiting, in depth and filter (default 1000000,100; 100000)")
 	f.IntVar(&o.Rounds, "rounds", 5, "rounds")
 	f.IntVar(&o.Load, "load", 0, "busy processes beside")
@@ -85,8 +87,10 @@ func runBench(cmd *cobra.Command, a *app, o *benchFlags) error {
 	if err := o.Check(); err != nil {
 		return usageError{err: err}
 	}
-	if o.plot != "" && !bench.Plottable(o.plot) {
-		return usagef("--plot %s ends neither in .svg nor in .png", o.plot)
+	if o.plot != "" {
+		if err := bench.CheckPlot(cmd.Context(), o.plot); err != nil {
+			return fmt.Errorf("--plot: %w", err)
+		}
 	}
 	o.Note = func(text string) { fmt.Fprintln(a.err, escape(text)) }
 	if a.errTerm {

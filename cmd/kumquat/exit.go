@@ -41,6 +41,7 @@ func exitLines() [][2]string {
 // environment is what the manual says of the environment.
 var environment = [][2]string{
 	{"KUMQUAT_SHM", "the folder of the queues in memory, /dev/shm by default"},
+	{"KUMQUAT_BENCH_CPUPROFILE", "a folder: each process of kumquat bench writes a CPU profile of itself there"},
 	{"NO_COLOR", "if not empty: no colours"},
 }
 
