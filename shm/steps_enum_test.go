@@ -4,70 +4,266 @@ package shm
 
 import (
 	"fmt"
-	"math/rand/v2"
-	"os"
-	"strconv"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/kumquat-mq/kumquat/driver"
-	"golang.org/x/sys/unix"
 )
 
-func unmap(q *Queue) { _ = unix.MunmapPtr(q.base, uintptr(q.size)) }
-
-// The operations that a victim is caught in, each with what was done before.
-var victims = []struct {
+// A victim is an operation that is caught at a step.
+type victim struct {
 	name   string
 	o      driver.Options
-	before []func(*client)
-	op     func(*client)
-}{
-	{"send", driver.Options{}, nil, opSendOne(3, 8)},
-	{"send big", driver.Options{}, nil, opSendOne(3, 1000)},
-	{"send full", driver.Options{}, []func(*client){opSendMany(1, 2), opSendMany(1, 2)}, opSendOne(3, 8)},
-	{"batch", driver.Options{}, []func(*client){opSendOne(1, 8)}, opSendMany(1, 3, 2)},
-	{"reserve and commit", driver.Options{}, nil, opReserveCommit(2, false)},
-	{"reserve and abort", driver.Options{}, nil, opReserveCommit(2, true)},
-	{"receive", driver.Options{}, []func(*client){opSendMany(1, 3, 2)}, opTakeOne},
-	{"receive big", driver.Options{}, []func(*client){opSendOne(1, 1000)}, opTakeOne},
-	{"receive drained", driver.Options{}, []func(*client){opSendMany(1, 3, 2), opTakeOne}, opTakeOne},
-	{"receive nothing", driver.Options{}, nil, opTakeOne},
-	{"receive batch", driver.Options{}, []func(*client){opSendMany(1, 3, 2)}, opTakeMany(3)},
-	{"receive filtered", driver.Options{}, []func(*client){opSendMany(2, 3, 2)}, opTakeOdd},
-	{"borrow", driver.Options{}, []func(*client){opSendMany(2, 1)}, opBorrowOne},
-	{"purge", driver.Options{}, []func(*client){opSendMany(1, 3, 2)}, opPurgeAll},
-	{"drop oldest", driver.Options{Overflow: driver.DropOldest}, []func(*client){opSendMany(1, 2), opSendMany(1, 2)}, opSendOne(3, 8)},
-	{"drop lowest", driver.Options{Overflow: driver.DropLowest}, []func(*client){opSendMany(1, 2), opSendMany(1, 2)}, opSendOne(3, 8)},
-	{"open", driver.Options{}, []func(*client){opSendOne(1, 8)}, opOpenAnother},
-	{"close", driver.Options{}, []func(*client){opSendOne(1, 8), opTakeOne}, opCloseIt},
+	stage  func(w *world)  // other clients, and what they left, before the victim opens
+	before []func(*client) // what the victim did before
+	set    func(w *world)  // what others do between that and the operation
+	op     func(*client)   // the operation
+	others func(w *world)  // what others do instead of a bit of everything
+	second []func(*client) // what the second victim does, that takes over from the first; nil: receive and send
+	least  int             // steps that it has at least
+}
+
+const (
+	soon = time.Millisecond // until a timed message is due, or over
+	past = -time.Second
+)
+
+// The operations. Creating a queue and reading a message in place have no step: the file gets its name when it is complete, and an
+// observer writes nothing (see opPeekAll).
+var victims = []victim{
+	{name: "send", op: opSendOne(3, 8)},
+	{name: "send big", op: opSendOne(3, 1000)},
+	{name: "send full", before: full(), op: opSendOne(3, 8)},
+	{name: "send again", before: []func(*client){opSendOne(3, 8), opTakeOne, opTakeOne}, op: opSendOne(3, 8)},
+	{name: "send to a sleeper", set: sleeper, op: opSendOne(3, 8)},
+	{name: "batch", before: []func(*client){opSendOne(1, 8)}, op: opSendMany(1, 3, 2)},
+	{name: "reserve and commit", op: opReserveCommit(2, false)},
+	{name: "reserve and abort", op: opReserveCommit(2, true)},
+	{name: "receive", before: []func(*client){opSendMany(1, 3, 2)}, op: opTakeOne},
+	{name: "receive big", before: []func(*client){opSendOne(1, 1000)}, op: opTakeOne},
+	{name: "receive drained", before: []func(*client){opSendMany(1, 3, 2), opTakeOne}, op: opTakeOne},
+	{name: "receive nothing", op: opTakeOne},
+	{name: "receive batch", before: []func(*client){opSendMany(1, 3, 2)}, op: opTakeMany(3, driver.Filter{})},
+	{name: "filtered", before: []func(*client){opSendMany(2, 3, 2)}, op: opTakeBy(driver.Filter{Type: 2})},
+	{name: "filtered by ring", before: []func(*client){opSendMany(3, 3), opTakeBy(driver.Filter{Type: 2}), opSendMany(1, 3, 2)},
+		op: opTakeBy(driver.Filter{Type: 2})},
+	{name: "filtered by key", before: []func(*client){opSendMany(4, 3, 1)}, op: opTakeBy(driver.Filter{Key: "k"})},
+	{name: "filtered type at most", before: []func(*client){opSendMany(1, 3, 2)}, op: opTakeBy(driver.Filter{TypeAtMost: 2})},
+	// Its message is taken, when another has come, and the slot filled with one that the filter does not let through.
+	{name: "filtered while its message is replaced", before: []func(*client){opSendOne(3, 8)}, op: opTakeBy(driver.Filter{Type: 2}), others: replace},
+	{name: "filtered by scan while its message is replaced", before: []func(*client){opSendOne(1, 8)}, op: opTakeBy(driver.Filter{Type: 2, Key: "k"}), others: replace},
+	{name: "borrow", before: []func(*client){opSendMany(2, 1)}, op: opBorrowOne},
+	{name: "peek", before: []func(*client){opSendMany(1, 3, 2), opSendTimed(2, 8, soon, 0)}, op: opPeekAll},
+
+	{name: "send delayed", before: []func(*client){opSendTimed(2, 8, time.Hour, 0)}, op: opSendTimed(3, 8, soon, 0)},
+	{name: "send expiring", op: opSendTimed(3, 8, 0, soon)},
+	{name: "send delayed and expiring", op: opSendTimed(3, 8, soon, 2*soon)},
+	{name: "receive when none is due", before: []func(*client){opSendTimed(3, 8, soon, 0)}, op: opTakeOne},
+	{name: "receive what falls due", before: []func(*client){opSendOne(2, 8), opSendTimed(3, 8, soon, time.Hour), opSendTimed(2, 8, soon, 0),
+		opTakeOne, opSendOne(2, 8), opPass(2 * soon)}, op: opTakeOne},
+	{name: "receive past what expired", before: []func(*client){opSendTimed(3, 8, 0, soon), opSendMany(1, 2), opTakeOne, opSendTimed(3, 8, 0, soon),
+		opPass(2 * soon)}, op: opTakeOne},
+	{name: "filtered past what expired", before: []func(*client){opSendManyTimed(0, soon, 3, 1), opSendManyTimed(0, time.Hour, 1, 2), opPass(2 * soon)},
+		op: opTakeBy(driver.Filter{Type: 2})},
+	{name: "expiry makes room", before: []func(*client){opSendManyTimed(0, soon, 1, 2, 3), opSendOne(1, 8), opPass(2 * soon)}, op: opSendOne(3, 8)},
+	{name: "expiry of the delayed", before: []func(*client){opSendManyTimed(2*soon, soon, 1, 2), opSendMany(1, 1), opPass(2 * soon)}, op: opSendMany(3, 2)},
+
+	{name: "purge", before: []func(*client){opSendMany(1, 3, 2)}, op: opPurgeBy(driver.Filter{})},
+	{name: "purge some", before: []func(*client){opSendMany(1, 3, 2), opSendTimed(3, 8, soon, 0)}, op: opPurgeBy(driver.Filter{Type: 2})},
+	{name: "drop oldest", o: driver.Options{Overflow: driver.DropOldest}, before: full(), op: opSendOne(3, 8)},
+	{name: "drop oldest delayed", o: driver.Options{Overflow: driver.DropOldest}, before: []func(*client){opSendManyTimed(soon, 0, 1, 2),
+		opSendMany(3, 2)}, op: opSendOne(3, 8)},
+	{name: "drop oldest for a batch", o: driver.Options{Overflow: driver.DropOldest}, before: full(), op: opSendMany(1, 2, 3)},
+	{name: "drop lowest", o: driver.Options{Overflow: driver.DropLowest}, before: full(), op: opSendOne(3, 8)},
+	{name: "drop lowest delayed", o: driver.Options{Overflow: driver.DropLowest}, before: []func(*client){opSendMany(3, 2), opSendManyTimed(soon, 0, 1, 2)},
+		op: opSendOne(3, 8)},
+
+	{name: "open", before: []func(*client){opSendOne(1, 8)}, op: opOpenAnother},
+	{name: "restart", before: []func(*client){opSendOne(1, 8), opTakeOne}, op: opRestart},
+	{name: "close", before: []func(*client){opSendOne(1, 8), opTakeOne}, op: opCloseIt, least: 3},
+	{name: "close after much", before: []func(*client){opSendMany(1, 2, 3), opTakeMany(2, driver.Filter{}), opSendOne(1, 1000)}, op: opCloseIt, least: 3},
+	{name: "remove", before: []func(*client){opSendMany(1, 2)}, set: (*world).spare, op: opRemoveIt},
+	{name: "remove under sleepers", before: []func(*client){opSendMany(1, 2)}, set: func(w *world) { w.spare(); sleeper(w) }, op: opRemoveIt},
+
+	// Takeovers, each with the rebuild: of a holder that was stopped or died at several places.
+	{name: "takeover, holder stopped at its claim", stage: holder1("claim", false), op: opTakeOne},
+	{name: "takeover, holder died at its claim", stage: holder1("consumed", true), op: opTakeOne},
+	{name: "takeover, holder stopped in its drain", stage: holder1("drained links", false), op: opTakeOne},
+	{name: "takeover, holder died in its drain", stage: holder1("publish drained", true), op: opTakeOne},
+	{name: "takeover, holder stopped at unlock", stage: holder1("unlock", false), op: opTakeOne},
+	{name: "takeover, holder stopped at its look", stage: holder1("look", false), op: opTakeMany(2, driver.Filter{})},
+	{name: "takeover by a filter", stage: holder1("claim", false), op: opTakeBy(driver.Filter{Type: 2})},
+	{name: "takeover by a purge", stage: holder1("claim", false), op: opPurgeBy(driver.Filter{})},
+	{name: "takeover by a sender", stage: func(w *world) {
+		w.did(full()...)
+		c := w.add(opTakeOne)
+		w.runTo(c, "claim")
+	}, op: opSendOne(3, 8)},
+	{name: "takeover from a taker", stage: func(w *world) {
+		holder1("claim", false)(w)
+		c := w.add(opTakeOne)
+		for w.runTo(c, "retag") && load(w.seen.lockw)>>45 == 0 {
+		}
+		w.run(c, true)
+	}, op: opTakeOne},
+	{name: "takeover from a taker that died", stage: func(w *world) {
+		holder1("claim", true)(w)
+		c := w.add(opTakeOne)
+		w.runTo(c, "rebuilt")
+		w.run(c, false)
+	}, op: opTakeOne},
+	{name: "rebuild with what is not published", stage: func(w *world) {
+		w.runTo(w.add(opSendOne(3, 8)), "publish") // READY, and not sent
+		w.did(opSendMany(1, 2))
+		w.did(opTakeOne)
+		c := w.add(opSendMany(3, 2))
+		w.runTo(c, "publish")
+		w.run(c, false)
+		w.did(opSendOne(2, 8))
+		w.runTo(w.add(opTakeOne), "claim")
+	}, op: opTakeOne},
+	{name: "rebuild with times", stage: func(w *world) {
+		w.did(opSendTimed(3, 8, soon, 0), opSendTimed(2, 8, 0, soon), opTakeBy(driver.Filter{Type: 5}), opSendTimed(2, 8, soon, time.Hour), opSendOne(1, 8))
+		w.runTo(w.add(opTakeOne), "claim")
+	}, op: opTakeOne},
+	{name: "rebuild under a second one", stage: holder1("claim", false), op: func(c *client) {
+		opTakeOne(c)
+	}, second: []func(*client){opTakeMany(2, driver.Filter{}), opOpenAnother}},
+
+	// What a dead one holds is taken back by who opens in its place.
+	{name: "reclaim what was reserved", stage: dead(opSendOne(3, 8), "reserve", 2), set: (*world).fill, op: opOpenAnother, second: openers},
+	{name: "reclaim what was made ready", stage: dead(opSendMany(3, 2), "publish", 0), set: (*world).fill, op: opOpenAnother, second: openers},
+	{name: "reclaim what was published", stage: dead(opSendMany(3, 2), "alert", 0), set: (*world).fill, op: opOpenAnother, second: openers},
+	{name: "reclaim what was claimed", stage: func(w *world) {
+		w.did(opSendMany(1, 2))
+		dead(opTakeMany(2, driver.Filter{}), "free", 0)(w)
+	}, set: (*world).fill, op: opOpenAnother, second: openers},
+	{name: "reclaim from a dead holder", stage: func(w *world) {
+		dead(opSendMany(3, 2), "alert", 0)(w)
+		dead(opTakeOne, "drained links", 0)(w)
+	}, set: (*world).fill, op: opOpenAnother, second: openers},
+	// The dead one's ledger names a slot that another fills now, and has made READY, but not published.
+	{name: "reclaim past another's slot", stage: func(w *world) {
+		w.add(opSendOne(3, 8), opTakeOne, opTakeOne, opSendOne(3, 8))
+		w.diesAfter(w.clients[0], 3)
+		c := w.add(opSendOne(2, 8))
+		w.runTo(c, "publish")
+	}, set: (*world).fill, op: opOpenAnother, second: openers},
+}
+
+var openers = []func(*client){opOpenAnother, opTakeOne}
+
+func full() []func(*client) { return []func(*client){opSendMany(1, 2), opSendMany(1, 2)} }
+
+// sleeper announces somebody that sleeps on each word, as announce does, so that the wakers have something to do.
+func sleeper(w *world) {
+	announce(w.seen.recvWait, plainSleeper)
+	announce(w.seen.sendWait, specialSleeper)
+}
+
+// holder1 leaves three messages and the lock held by one that is stopped, or died, at place.
+func holder1(place string, dies bool) func(w *world) {
+	return func(w *world) {
+		w.did(opSendMany(1, 3), opSendOne(2, 8))
+		c := w.add(opTakeOne)
+		if !w.runTo(c, place) {
+			w.fail("no step %q", place)
+		}
+		if dies {
+			w.run(c, false)
+		}
+	}
+}
+
+// dead leaves one that died at op, some steps after place.
+func dead(op func(*client), place string, steps int) func(w *world) {
+	return func(w *world) {
+		c := w.add(op)
+		if !w.runTo(c, place) {
+			w.fail("no step %q", place)
+		}
+		for range steps {
+			w.run(c, true)
+		}
+		w.run(c, false)
+	}
+}
+
+// diesAfter lets c die when it has ended n operations.
+func (w *world) diesAfter(c *client, n int) {
+	for ended := 0; ended < n; {
+		if !w.run(c, true) {
+			w.fail("client %d ended too soon", c.n)
+		}
+		ended = 0
+		for _, e := range w.log {
+			if e.c == c && e.done != 0 {
+				ended++
+			}
+		}
+	}
+	w.run(c, false)
 }
 
 // catch runs the victim up to step k of its operation and then lets fate decide. It returns false when the operation has fewer steps.
-func catch(t *testing.T, v int, what string, k int, fate func(w *world, c *client)) bool {
-	x := victims[v]
+func catch(t *testing.T, x *victim, what string, k int, fate func(w *world, c *client)) bool {
 	o := x.o
-	o.MaxMessages, o.MaxSize, o.MaxHandles = 4, 2000, 8
+	o.MaxMessages, o.MaxSize, o.MaxHandles = 4, 2000, 9
 	w := newWorld(t, o, what)
-	c := w.add(append(append([]func(*client){}, x.before...), func(c *client) { c.steps = 0; x.op(c) })...)
-	setup := len(x.before)
-	inside := func() bool { return setup == 0 || len(w.log) > setup }
-	for !inside() || c.steps < k {
-		if !w.run(c, true) {
-			w.settle()
-			return false
-		}
+	w.others = x.others
+	if x.stage != nil {
+		x.stage(w)
 	}
-	fate(w, c)
+	ready := false
+	c := w.add(append(slices.Clone(x.before), func(c *client) {
+		ready = true
+		c.stop()
+		c.steps = 0
+		x.op(c)
+	})...)
+	for !ready {
+		w.run(c, true)
+	}
+	if x.set != nil {
+		x.set(w)
+	}
+	for more := w.run(c, true); more && c.steps < k; {
+		more = w.run(c, true)
+	}
+	more := !c.ended
+	if more {
+		if x.set != nil {
+			w.unfill()
+		}
+		fate(w, c)
+	}
 	w.settle()
-	return true
+	return more
+}
+
+// replace sends a message that is like the victim's, takes the victim's, and fills its slot with another.
+func replace(w *world) {
+	like := 3
+	if w.log[0].sent[0].key != "" {
+		like = 1
+	}
+	w.did(opSendOne(like, 8))
+	w.did(opTakeOne)
+	w.did(opSendOne(2, 8))
 }
 
 // others do a bit of everything beside the victim.
 func others(w *world) {
-	a := w.add(opTakeOne, opSendOne(1, 8), opSendOne(2, 1000), opTakeOne)
-	w.finish(a)
-	b := w.add(opSendMany(3, 1), opTakeMany(2), opOpenAnother, opTakeOne)
-	w.finish(b)
+	if w.others != nil {
+		w.others(w)
+		return
+	}
+	w.did(opTakeOne, opSendOne(1, 8), opSendOne(2, 1000), opTakeOne)
+	if w.timed {
+		w.pass(2 * soon)
+	}
+	w.did(opSendMany(3, 1), opTakeMany(2, driver.Filter{}), opOpenAnother, opTakeOne)
 }
 
 func dieHere(w *world, c *client) {
@@ -82,20 +278,22 @@ func stopHere(w *world, c *client) {
 
 // Every operation dies at every step, and is stopped at every step while others work past it.
 func TestEveryStep(t *testing.T) {
-	stepSetup(t)
 	for _, fate := range []struct {
 		name string
 		do   func(*world, *client)
 	}{{"die", dieHere}, {"stop", stopHere}} {
 		for v := range victims {
-			t.Run(fate.name+"/"+victims[v].name, func(t *testing.T) {
-				k := 0
-				for ; catch(t, v, fmt.Sprintf("%s at step %d of %s", fate.name, k, victims[v].name), k, fate.do); k++ {
-				}
-				t.Logf("%d steps", k)
-				if k < 3 {
-					t.Errorf("only %d steps", k)
-				}
+			x := &victims[v]
+			t.Run(fate.name+"/"+x.name, func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					k := 0
+					for ; catch(t, x, fmt.Sprintf("%s at step %d of %s", fate.name, k, x.name), k, fate.do); k++ {
+					}
+					t.Logf("%d steps", k)
+					if k < max(x.least, 3) {
+						t.Errorf("only %d steps", k)
+					}
+				})
 			})
 		}
 	}
@@ -103,153 +301,55 @@ func TestEveryStep(t *testing.T) {
 
 // A second client, that takes over what the first left, dies or stops at every step of that.
 func TestEveryStepTwice(t *testing.T) {
-	stepSetup(t)
-	stride := 7 // every seventh step of both; KUMQUAT_STRIDE=1 takes all, in a quarter of an hour
-	if s := os.Getenv("KUMQUAT_STRIDE"); s != "" {
-		if n, err := strconv.Atoi(s); err == nil && n > 0 {
-			stride = n
-		}
-	}
-	total := 0
+	bubble(t, everyStepTwice)
+}
+
+func everyStepTwice(t *testing.T) {
+	stride := fromEnv("KUMQUAT_STRIDE", 19) // of both steps; 1 takes all pairs, in half an hour
+	total, seconds := 0, 0
 	for v := range victims {
-		for _, first := range []bool{false, true} {
-			for _, second := range []bool{false, true} {
-				for k := 0; ; k += stride {
-					more, j := false, 0
-					for ; ; j += stride {
-						again := false
-						what := fmt.Sprintf("%s, first dies %v at step %d, second dies %v at step %d", victims[v].name, first, k, second, j)
-						more = catch(t, v, what, k, func(w *world, c *client) {
-							if first {
-								w.run(c, false)
-							}
-							d := w.add(opTakeOne, opSendOne(2, 8))
-							for d.steps < j {
-								if !w.run(d, true) {
-									break
-								}
-							}
-							again = !d.ended
-							if again && second {
-								w.run(d, false)
-							}
-							others(w)
-							if !c.dead {
-								w.finish(c)
-							}
-							w.finish(d)
-						})
-						total++
-						if !more || !again {
-							break
+		x := &victims[v]
+		second := x.second
+		if second == nil {
+			second = []func(*client){opTakeOne, opSendOne(2, 8)}
+		}
+		for fates := range 4 {
+			first, again := fates&1 != 0, fates&2 != 0
+			for k := 0; ; k += stride {
+				more := true
+				// The rows of pairs begin at different steps, so that no step of the second is left out.
+				for j := (k/stride + fates) * 5 % stride; more; j += stride {
+					what := fmt.Sprintf("%s, first dies %v at step %d, second dies %v at step %d", x.name, first, k, again, j)
+					reached := false
+					more = catch(t, x, what, k, func(w *world, c *client) {
+						if first {
+							w.run(c, false)
 						}
-					}
-					if !more {
+						d := w.add(second...)
+						for d.steps < j && w.run(d, true) {
+						}
+						reached = !d.ended
+						if reached && again {
+							w.run(d, false)
+						}
+						others(w)
+						if j%2 == 0 {
+							w.finish(d)
+						}
+						w.finish(c)
+						w.finish(d)
+					})
+					total++
+					if !reached {
 						break
 					}
+					seconds++
+				}
+				if !more {
+					break
 				}
 			}
 		}
 	}
-	t.Logf("%d cases", total)
-}
-
-// Random schedules: clients are interleaved step by step, some die, some stop for long, and every client may call the lock's holder
-// stuck at any moment. KUMQUAT_SEED repeats one, KUMQUAT_SCHEDULES says how many.
-func TestSchedules(t *testing.T) {
-	stepSetup(t)
-	n := 20_000
-	if s := os.Getenv("KUMQUAT_SCHEDULES"); s != "" {
-		n, _ = strconv.Atoi(s)
-	}
-	seed := repeatable(t)
-	if os.Getenv("KUMQUAT_SEED") != "" {
-		n = 1
-	}
-	t.Logf("first seed %d", seed)
-	steps, takeovers, died := 0, 0, 0
-	for i := range n {
-		w := schedule(t, seed+uint64(i))
-		steps += w.tick
-		takeovers += int(lockEpoch(load(w.seen.lockw)))
-		w.settle()
-		for _, c := range w.clients {
-			if c.dead {
-				died++
-			}
-		}
-	}
-	t.Logf("schedules summary: %d schedules, %d steps, %d takeovers, %d deaths", n, steps, takeovers, died)
-}
-
-func schedule(t *testing.T, seed uint64) *world {
-	r := rand.New(rand.NewPCG(seed, 2))
-	o := driver.Options{MaxMessages: []int{1, 2, 3, 5}[r.IntN(4)], MaxSize: 2000, MaxHandles: 16,
-		Overflow: []driver.Overflow{driver.Reject, driver.Reject, driver.Reject, driver.DropOldest, driver.DropLowest}[r.IntN(5)]}
-	n := 2 + r.IntN(3)
-	if r.IntN(2) == 0 {
-		o.MaxHandles = 1 + n // none to spare: who opens another uses the entry of a dead one
-	}
-	w := newWorld(t, o, fmt.Sprintf("KUMQUAT_SEED=%d", seed))
-	any := func() func(*client) {
-		switch r.IntN(13) {
-		case 12:
-			return opOpenAnother
-		case 0, 1, 2:
-			return opSendOne(r.IntN(4), 8)
-		case 3:
-			return opSendOne(r.IntN(4), 1000)
-		case 4:
-			if o.MaxMessages >= 2 {
-				return opSendMany(r.IntN(4), r.IntN(4))
-			}
-			return opSendOne(1, 8)
-		case 5:
-			return opReserveCommit(r.IntN(4), r.IntN(4) == 0)
-		case 6:
-			return opTakeMany(1 + r.IntN(3))
-		case 7:
-			return opTakeOdd
-		case 8:
-			return opBorrowOne
-		default:
-			return opTakeOne
-		}
-	}
-	var live []*client
-	for range n {
-		var ops []func(*client)
-		for range 1 + r.IntN(4) {
-			ops = append(ops, any())
-		}
-		live = append(live, w.add(ops...))
-	}
-	// Two ways: at each step anyone may go, or (PCT) the one with the highest weight goes, and weights change at a few places.
-	stuckOdds := 1 + r.IntN(20)
-	stuckRule = func(w *world, c *client) bool { return r.IntN(stuckOdds) == 0 }
-	t.Cleanup(func() { stuckRule = eager })
-	deaths := r.IntN(3)
-	pct := r.IntN(2) == 0
-	order := r.Perm(len(live))
-	change := 1 + r.IntN(60)
-	for n := 0; len(live) > 0 && n < 20_000; n++ {
-		i := r.IntN(len(live))
-		if pct {
-			i = order[0] % len(live)
-			if n%change == change-1 {
-				r.Shuffle(len(order), func(a, b int) { order[a], order[b] = order[b], order[a] })
-			}
-		}
-		c := live[i]
-		alive := true
-		if deaths > 0 && r.IntN(80) == 0 {
-			deaths--
-			alive = false
-		}
-		if !w.run(c, alive) {
-			live = append(live[:i], live[i+1:]...)
-		}
-	}
-	stuckRule = eager
-	return w
+	t.Logf("steps summary: %d operations, %d cases with a second death or stop, of %d", len(victims), seconds, total)
 }
