@@ -24,13 +24,15 @@ type holder struct {
 	low     int // receives in a row whose best was below cur
 	lowBest uint64
 
-	freed, freedWord uint64   // hints not given back yet
-	buf              []uint64 // drained links, or keys of a rebuild
-	spare            []uint64
-	fenced           int    // in a row
-	taken            uint64 // messages claimed by this handle
-	giveWay          bool   // somebody sleeps for the lock: let it have it before we take it again
-	damaged          int
+	freed   [freedWords]freed // hints not given back yet
+	buf     []uint64          // drained links, or keys of a rebuild
+	ahead   ahead
+	slab    []byte // short bodies are cut from it
+	spare   []uint64
+	fenced  int    // in a row
+	taken   uint64 // messages claimed by this handle
+	giveWay bool   // somebody sleeps for the lock: let it have it before we take it again
+	damaged int
 }
 
 var (

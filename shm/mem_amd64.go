@@ -2,6 +2,8 @@
 
 package shm
 
+import "unsafe"
+
 // pause executes n PAUSE instructions.
 //
 //go:noescape
@@ -23,3 +25,20 @@ func prefetch(p *uint64)
 func ticks() uint64
 
 const haveTicks = true
+
+// release gives a turn back. On amd64 a plain store comes after all that the holder did.
+func release(p *uint32) { *p = 0 }
+
+// copyForward copies n bytes by REP MOVSB, for which the processor need not read the lines that it overwrites.
+//
+//go:noescape
+func copyForward(dst, src unsafe.Pointer, n uint64)
+
+func copyBody(dst, src []byte) int {
+	n := min(len(dst), len(src))
+	if n < 4096 {
+		return copy(dst, src)
+	}
+	copyForward(unsafe.Pointer(unsafe.SliceData(dst)), unsafe.Pointer(unsafe.SliceData(src)), uint64(n))
+	return n
+}

@@ -199,14 +199,14 @@ func (q *Queue) unregister() {
 			l.hints = 0
 		}
 	}
-	q.flushHints()
+	q.flushHints(1)
 	store(q.mark, 0)
 	storeSync(p64(q.entry, pWord), partWord(q.gen, partClosed))
 }
 
 // doing says what the handle is at, for who.
 func (q *Queue) doing(op uint64) {
-	store(p64(q.entry, pDoing), op<<56|uint64(q.clock.now()/1e6)&(1<<56-1))
+	store(p64(q.entry, pDoing), op<<56|uint64(stamps.now()/1e6)&(1<<56-1))
 }
 
 // record puts an operation into the flight recorder, for check.

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"runtime/debug"
 	"slices"
+	"sync"
 
 	"github.com/kumquat-mq/kumquat/driver"
 )
@@ -25,9 +26,9 @@ type claimed struct {
 }
 
 const (
-	posDirect = 4 // ledger position of a small message, copied under lk
+	posDirect = 4 // ledger position of a short message, copied under lk
 	posDrop   = 5 // of a message that a holder removes
-	posInside = 6 // of a large one when the pool is empty: copied under lk as well
+	posInside = 6 // of a long one when the pool is empty: copied under lk as well
 )
 
 // errNothing: there is no message that the filter lets through.
@@ -35,14 +36,22 @@ var errNothing = errors.New("nothing there")
 
 // Receive takes the first message that f lets through. See driver.Queue.
 func (q *Queue) Receive(ctx context.Context, f driver.Filter, try bool) (m driver.Message, err error) {
-	defer q.guard(debug.SetPanicOnFault(true), &err)
-	var c claimed
-	if err := q.claim(ctx, chosen(&f), -1, try, &c); err != nil {
+	if err = q.ReceiveMessage(ctx, &f, try, &m); err != nil {
 		return driver.Message{}, err
 	}
-	err = q.read(&c, &m, nil)
+	return m, nil
+}
+
+// ReceiveMessage is Receive into *m, which must be zero. A nil f lets every message through. After an error *m says nothing.
+func (q *Queue) ReceiveMessage(ctx context.Context, f *driver.Filter, try bool, m *driver.Message) (err error) {
+	defer q.guard(debug.SetPanicOnFault(true), &err)
+	var c claimed
+	if err := q.claim(ctx, chosen(f), -1, try, &c); err != nil {
+		return err
+	}
+	err = q.read(&c, m, nil)
 	q.finish(&c)
-	return m, err
+	return err
 }
 
 // ReceiveInto copies the first message's body into buf. See driver.ByteQueue.
@@ -59,7 +68,7 @@ func (q *Queue) ReceiveInto(ctx context.Context, buf []byte, try bool) (n, prior
 
 // chosen returns f, or nil if f lets every message through: that is what the hot path asks.
 func chosen(f *driver.Filter) *driver.Filter {
-	if f.Any() {
+	if f == nil || f.Any() {
 		return nil
 	}
 	return f
@@ -95,6 +104,10 @@ func (q *Queue) attempt(ctx context.Context, f *driver.Filter, room int, c *clai
 		return q.sentAway(ctx)
 	}
 	err := q.usable()
+	if q.gather.due {
+		q.gather.due = false
+		pauseFor(gatherMixed)
+	}
 	for err == nil {
 		if err = q.acquire(ctx); err != nil {
 			break
@@ -114,7 +127,7 @@ func (q *Queue) attempt(ctx context.Context, f *driver.Filter, room int, c *clai
 		err = q.abandon(err)
 	}
 	if err == errNothing {
-		q.flushHints()
+		q.flushHints(freedWorth)
 		q.wakeSenders(allSleepers)
 	}
 	q.lk.unlock()
@@ -209,8 +222,12 @@ func (q *Queue) look() (int, error) {
 		c = load(q.cur)
 	}
 	step("look")
+	before := h.drained
 	if err := q.drainAndCollect(); err != nil { // what came may be due, or over, already
 		return 0, err
+	}
+	if got := h.drained - before; got-1 < 2 && best >= 0 && q.gather.isFast(h.taken, gatherClaims) {
+		q.gather.due = true
 	}
 	if best = a.top(); alerted && best >= 0 && uint64(best) > curPrio(c) {
 		cas(q.cur, c, curWord(curEpoch(c), uint64(best))) // fewer alerts; failing is as good
@@ -243,12 +260,20 @@ func (q *Queue) drain() error {
 	}
 	buf := h.buf[:0]
 	s := headSlot(hd)
+	if s < q.slots { // else the chain is broken, as will be found
+		q.fetchMessage(s) // while its link is on the way
+	}
+	var mixed, last uint64
 	for ; n > 0; n-- {
 		if s >= q.slots {
 			return q.brokenChain(s)
 		}
 		l := load(q.linkOf(s))
 		buf = append(buf, l&^slotMask|s)
+		if last != 0 {
+			mixed |= l ^ last
+		}
+		last = l | 1<<63
 		s = linkNext(l)
 		if n%4096 == 0 {
 			h.a.step()
@@ -265,13 +290,17 @@ func (q *Queue) drain() error {
 			return err
 		}
 	}
-	seq := h.drained
+	seq, atOnce := h.drained, len(buf)
+	if linkPrio(mixed) == 0 {
+		atOnce = fetchDrained
+	}
 	for i := len(buf) - 1; i >= 0; i-- {
 		seq = (seq + 1) & seqMask
 		l := buf[i]
 		s := l & slotMask
-		prefetch(q.stateOf(s))
-		prefetch(p64(q.slot(s), 64))
+		if len(buf)-i <= atOnce {
+			q.fetchMessage(s)
+		}
 		var err error
 		if linkIsTimed(l) {
 			err = q.enlist(a, l, s, readyWord(0, seq), seq)
@@ -295,6 +324,44 @@ func (q *Queue) drain() error {
 		h.buf = nil
 	}
 	return nil
+}
+
+const (
+	fetchDrained = 24 // messages of one priority that are asked into the cache when they are drained
+	fetchLead    = 16 // and how far ahead of the claims the others are
+)
+
+// ahead runs along a priority's list in front of the claims and asks what will be claimed into the cache: in a deep queue it lies in
+// memory, and after a large drain in another processor's cache, which cannot be asked for all at once. It only guesses: what it reads
+// may be of yesterday.
+type ahead struct {
+	prio, slot uint64
+	lead       int // 0: it stands nowhere
+}
+
+func (q *Queue) runAhead(a *area, prio, claimed uint64) {
+	r := &q.hold.ahead
+	if r.prio != prio || r.lead == 0 {
+		r.prio, r.slot, r.lead = prio, claimed, 1
+	}
+	r.lead--
+	for range 2 {
+		if r.lead >= fetchLead {
+			return
+		}
+		next := nodeNext(load(a.node(r.slot)))
+		if next >= a.slots {
+			return
+		}
+		q.fetchMessage(next)
+		r.slot = next
+		r.lead++
+	}
+}
+
+func (q *Queue) fetchMessage(s uint64) {
+	prefetch(q.stateOf(s))
+	prefetch(p64(q.slot(s), 64))
 }
 
 // backDrain makes sure of pages in an area that sends do not provide for. A sender may have read the lock before the takeover.
@@ -326,7 +393,7 @@ func (q *Queue) claimNode(prio, s uint64, room int, c *claimed) error {
 	}
 	c.inside = true
 	pos := uint64(posDirect)
-	if c.lend || *p16(sl, sFlags)&flagBodyOut != 0 {
+	if c.lend || size > shortBody {
 		switch pos = q.takePosition(); {
 		case pos != 0:
 			c.inside = false
@@ -363,6 +430,7 @@ func (q *Queue) claimAt(prio, s, pos uint64, c *claimed) error {
 		return errDamaged
 	}
 	c.slot, c.prio, c.seq, c.pos = s, prio, seqOf(w), pos
+	q.runAhead(a, prio, s)
 	q.hold.taken++
 	if err := q.retire(a, prio, s); err != nil {
 		_ = q.takeover(q.hold.my) // the claim is good, the index is not: a new one will not hold this message
@@ -438,27 +506,40 @@ func (q *Queue) finish(c *claimed) {
 // ReceiveBatch takes what is there, up to max. See driver.Batcher.
 func (q *Queue) ReceiveBatch(ctx context.Context, dst []driver.Message, f driver.Filter, max int, try bool) (out []driver.Message, err error) {
 	defer q.guard(debug.SetPanicOnFault(true), &err)
+	return q.receiveBatch(ctx, dst, &f, max, try, false)
+}
+
+// ReceiveBatchInto is ReceiveBatch into ms, whose Bodies are used again. It returns how many messages it took.
+func (q *Queue) ReceiveBatchInto(ctx context.Context, ms []driver.Message, f driver.Filter, try bool) (n int, err error) {
+	defer q.guard(debug.SetPanicOnFault(true), &err)
+	out, err := q.receiveBatch(ctx, ms[:0], &f, len(ms), try, true)
+	return len(out), err
+}
+
+// receiveBatch appends to dst. With reuse the Bodies of the messages that stand behind dst are overwritten.
+func (q *Queue) receiveBatch(ctx context.Context, dst []driver.Message, f *driver.Filter, max int, try, reuse bool) (out []driver.Message, err error) {
 	out = dst
-	var cs [poolMax]claimed
+	cs := claims.Get().(*[poolMax]claimed)
+	defer claims.Put(cs)
 	for len(out)-len(dst) < max {
-		n, places := q.claimMany(ctx, chosen(&f), cs[:min(poolMax, max-(len(out)-len(dst)))])
+		n, places := q.claimMany(ctx, chosen(f), cs[:min(poolMax, max-(len(out)-len(dst)))])
 		if n == 0 {
 			if len(out) > len(dst) {
 				break
 			}
-			var c claimed // nothing is there: wait for the first
-			if err := q.claim(ctx, chosen(&f), -1, try, &c); err != nil {
+			c := &cs[0] // nothing is there: wait for the first
+			*c = claimed{}
+			if err := q.claim(ctx, chosen(f), -1, try, c); err != nil {
 				return out, err
 			}
-			out = append(out, driver.Message{})
-			err = q.read(&c, &out[len(out)-1], nil)
-			q.finish(&c)
+			out, err = q.readMany(cs[:1], out, reuse)
+			q.finish(c)
 			if err != nil {
-				return out[:len(out)-1], err
+				return out, err
 			}
 			continue
 		}
-		out, err = q.readMany(cs[:n], out)
+		out, err = q.readMany(cs[:n], out, reuse)
 		q.freeMany(cs[:n])
 		q.giveSome(places)
 		q.count(pReceived, uint64(n))
@@ -471,6 +552,9 @@ func (q *Queue) ReceiveBatch(ctx context.Context, dst []driver.Message, f driver
 	}
 	return out, err
 }
+
+// The claims of a batch are many; their memory is used again.
+var claims = sync.Pool{New: func() any { return new([poolMax]claimed) }}
 
 // claimMany claims messages into cs under one hold of the lock, without waiting, as many as the ledger has places for. places are
 // those used.
@@ -504,28 +588,37 @@ func (q *Queue) claimMany(ctx context.Context, f *driver.Filter, cs []claimed) (
 	return n, places
 }
 
-// readMany appends the claimed messages to out. Small bodies share one allocation.
-func (q *Queue) readMany(cs []claimed, out []driver.Message) ([]driver.Message, error) {
-	out = slices.Grow(out, len(cs))
+// readMany appends the claimed messages to out. Small bodies share one allocation, or with reuse each goes where the Body was that
+// stood there.
+func (q *Queue) readMany(cs []claimed, out []driver.Message, reuse bool) ([]driver.Message, error) {
+	if !reuse {
+		out = slices.Grow(out, len(cs))
+	}
 	var room []byte
 	var failed error
 	for i := range cs {
-		out = append(out, driver.Message{})
+		out = out[:len(out)+1]
 		m := &out[len(out)-1]
+		old := m.Body
+		*m = driver.Message{}
 		var lent []byte
 		if err := q.read(&cs[i], m, &lent); err != nil {
+			m.Body = old
 			out, failed = out[:len(out)-1], err
 			continue
 		}
-		if len(lent) > inlineSize {
+		switch {
+		case reuse:
+			m.Body = append(old[:0], lent...)
+		case len(lent) > inlineSize:
 			m.Body = slices.Clone(lent)
-			continue
+		default:
+			if len(room) < len(lent) {
+				room = make([]byte, inlineSize*(len(cs)-i))
+			}
+			m.Body = room[:copy(room, lent):len(lent)]
+			room = room[len(lent):]
 		}
-		if len(room) < len(lent) {
-			room = make([]byte, inlineSize*(len(cs)-i))
-		}
-		m.Body = room[:copy(room, lent):len(lent)]
-		room = room[len(lent):]
 	}
 	return out, failed
 }

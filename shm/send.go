@@ -16,23 +16,35 @@ import (
 var errNoRoom = errors.New("no room")
 
 // Send puts m into the queue. See driver.Queue.
-func (q *Queue) Send(ctx context.Context, m driver.Message, try bool) (err error) {
+func (q *Queue) Send(ctx context.Context, m driver.Message, try bool) error {
+	return q.SendMessage(ctx, &m, try)
+}
+
+// SendMessage is Send of *m, which it does not keep.
+func (q *Queue) SendMessage(ctx context.Context, m *driver.Message, try bool) (err error) {
 	defer q.guard(debug.SetPanicOnFault(true), &err)
-	var buf [256]byte
-	var meta []byte
-	if hasMeta(&m) {
-		if meta, err = encodeMeta(buf[:0], &m); err != nil {
-			return err
-		}
+	var p parcel
+	p.of(m, nil)
+	if hasMeta(m) {
+		return q.sendWithMeta(ctx, &p, m, try)
 	}
-	p := parcel{body: m.Body, meta: meta, prio: uint64(m.Priority), mtype: m.Type, notBefore: nanos(m.NotBefore), expires: nanos(m.Expires)}
 	return q.send(ctx, &p, try)
+}
+
+// sendWithMeta is apart so that who sends no metadata does not pay for their room.
+func (q *Queue) sendWithMeta(ctx context.Context, p *parcel, m *driver.Message, try bool) (err error) {
+	var buf [256]byte
+	if p.meta, err = encodeMeta(buf[:0], m); err != nil {
+		return err
+	}
+	return q.send(ctx, p, try)
 }
 
 // SendBytes is Send without metadata. See driver.ByteQueue.
 func (q *Queue) SendBytes(ctx context.Context, body []byte, priority int, try bool) (err error) {
 	defer q.guard(debug.SetPanicOnFault(true), &err)
-	p := parcel{body: body, prio: uint64(priority), mtype: 1}
+	var p parcel
+	p.body, p.prio, p.mtype = body, uint64(priority), 1
 	return q.send(ctx, &p, try)
 }
 
@@ -68,6 +80,9 @@ func (q *Queue) sendIn(l *lane, pos uint64, p *parcel) error {
 	if l.full && uint64(seqDiff(headSeq(load(q.head))+1, load(q.areas[lockArea(load(q.lockw))].consumed))) > q.limitOf(p.prio) {
 		return errNoRoom // it was full the last time and still is: the body need not be copied to find out
 	}
+	if len(p.body) >= paceFrom {
+		q.pace(l, uint64(len(p.body)))
+	}
 	s, err := q.prepare(l, pos, p)
 	if err != nil {
 		return err
@@ -86,6 +101,36 @@ func (q *Queue) sendIn(l *lane, pos uint64, p *parcel) error {
 	}
 	return nil
 }
+
+// pace holds the sender of large bodies back for about as long as its copy takes when so much waits that it falls out of the cache
+// while somebody takes messages as fast as they come: memory, not the queue, is the limit then, and both sides are faster for it.
+func (q *Queue) pace(l *lane, size uint64) {
+	if l.unpaced > 0 {
+		l.unpaced--
+		return
+	}
+	if !multiCPU || simulated {
+		return
+	}
+	consumed := func() uint64 { return load(q.areas[lockArea(load(q.lockw))].consumed) }
+	c := consumed()
+	if n := seqDiff(headSeq(load(q.head)), c); n <= 0 || uint64(n)*size < paceDepth {
+		return
+	}
+	for range 1 + size/paceCopy {
+		pauseFor(1)
+		if consumed() != c {
+			return
+		}
+	}
+	l.unpaced = 64
+}
+
+const (
+	paceFrom  = 16 << 10
+	paceDepth = 512 << 10 // of bodies waiting
+	paceCopy  = 8 << 10   // a microsecond's
+)
 
 // takeLane finds a lane that no other goroutine is in.
 func (q *Queue) takeLane(ctx context.Context) (*lane, uint64, error) {
@@ -115,14 +160,11 @@ func (q *Queue) sentAway(ctx context.Context) error {
 // prepare reserves a slot and fills it.
 func (q *Queue) prepare(l *lane, pos uint64, p *parcel) (uint64, error) {
 	p.plan(q)
-	s, err := q.reserve(l, pos, p.flags&flagBodyOut != 0)
+	s, err := q.reserve(l, pos, len(p.body) > shortBody || p.place)
 	if err != nil {
 		return 0, err
 	}
-	// What comes next, both lines of it and its link, is fetched while this one is filled; a slot beyond the last is harmless.
-	prefetchWrite(q.stateOf(s + 8))
-	prefetchWrite(p64(q.slot(s+8), 64))
-	prefetchWrite(q.linkOf(s + 8))
+	q.fetchNext(l)
 	if err = q.backSend(p.prio, p.timed()); err == nil {
 		err = q.fill(s, p)
 	}
@@ -262,7 +304,7 @@ func (q *Queue) SendBatch(ctx context.Context, ms []driver.Message, try bool) (e
 			}
 			meta = room[at:]
 		}
-		*p = parcel{body: m.Body, meta: meta, prio: uint64(m.Priority), mtype: m.Type, notBefore: nanos(m.NotBefore), expires: nanos(m.Expires)}
+		p.of(m, meta)
 		b.low, b.top = min(b.low, p.prio), max(b.top, p.prio)
 	}
 	for {

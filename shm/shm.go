@@ -82,7 +82,6 @@ type Queue struct {
 	loans      atomic.Int32
 	backedSeen atomic.Uint64
 	listsSeen  atomic.Uint64 // pages of list heads that areas 0 and 1 have
-	clock      coarseClock
 	spins      atomic.Uint32 // adaptive
 	spinFails  atomic.Uint32
 
@@ -95,12 +94,6 @@ type Queue struct {
 	fault   atomic.Pointer[error]
 
 	fd descriptor
-}
-
-// gather is what letGather knows. It belongs to the one plain receiver that waits.
-type gather struct {
-	seen uint64 // messages claimed before the last wait
-	at   uint64 // ticks then
 }
 
 const (
@@ -207,6 +200,7 @@ func (d Driver) attach(f *os.File, l layout, name string, readOnly bool) (_ *Que
 	if err := q.register(); err != nil {
 		return nil, err
 	}
+	stamps.open()
 	return q, nil
 }
 
@@ -326,6 +320,7 @@ func (q *Queue) exit() {
 func (q *Queue) leave(broken bool) {
 	broken = !q.settle() || broken
 	hubForget(q)
+	stamps.close()
 	if broken {
 		// A goroutine may have been sent away in the middle of anything, another may still be inside: the addresses stay taken,
 		// only the memory behind them goes.

@@ -16,8 +16,10 @@ import (
 
 const (
 	laneCount   = 4
-	freshBatch  = 16  // fresh slots that a lane takes at once
-	backedChunk = 512 // slots that get pages at once
+	freshBatch  = 16   // fresh slots that a lane takes at once
+	shortBody   = 4096 // longer bodies are copied without lk, and to the lowest free slot: staying in the cache counts more
+	fetchAhead  = 8    // slots whose lines are asked for before they are filled
+	backedChunk = 512  // slots that get pages at once
 )
 
 // A lane is what one sending goroutine needs for itself. Sends of one handle run in parallel, each in a lane.
@@ -25,8 +27,10 @@ type lane struct {
 	turn
 	hints    uint64 // free slots, perhaps: bits of …
 	hintWord uint64 // … slots hintWord·64 …
+	ahead    uint64 // those of them that were not fetched into the cache yet
 	consumed uint64 // a lower bound of how much was consumed
 	full     bool   // the last try met a full queue
+	unpaced  int    // so many sends are not held back
 	_        [64]byte
 }
 
@@ -43,6 +47,10 @@ func (q *Queue) reserve(l *lane, pos uint64, big bool) (uint64, error) {
 			if err := q.fetchHints(l, big, tries); err != nil {
 				return 0, err
 			}
+			l.ahead = l.hints
+			for range fetchAhead {
+				q.fetchNext(l)
+			}
 		}
 		b := uint64(bits.TrailingZeros64(l.hints))
 		l.hints &= l.hints - 1
@@ -53,6 +61,18 @@ func (q *Queue) reserve(l *lane, pos uint64, big bool) (uint64, error) {
 		}
 	}
 	return 0, errNoSlot
+}
+
+// fetchNext asks for the lines of a slot that will be filled some sends later. Waiting for them would take as long as the rest of a send.
+func (q *Queue) fetchNext(l *lane) {
+	if l.ahead == 0 {
+		return
+	}
+	s := l.hintWord*64 + uint64(bits.TrailingZeros64(l.ahead))
+	l.ahead &= l.ahead - 1
+	prefetchWrite(q.stateOf(s))
+	prefetchWrite(p64(q.slot(s), 64))
+	prefetchWrite(q.linkOf(s))
 }
 
 // reserveBacked takes a free slot that has the pages for a body of size bytes, and a metadata block if meta is set, from earlier
@@ -174,20 +194,39 @@ func (q *Queue) freeSlot(s uint64) {
 	step("free")
 	store(q.stateOf(s), kindFree)
 	h := &q.hold
-	if w := s / 64; w != h.freedWord {
-		q.flushHints()
-		h.freedWord = w
+	w := s / 64
+	f := &h.freed[w%freedWords]
+	if f.word != w {
+		q.giveFreed(f)
+		f.word = w
 	}
-	h.freed |= 1 << (s % 64)
-	if h.freed == 1<<64-1 {
-		q.flushHints()
+	if f.mask |= 1 << (s % 64); f.mask == 1<<64-1 {
+		q.giveFreed(f)
 	}
 }
 
-func (q *Queue) flushHints() {
-	if h := &q.hold; h.freed != 0 {
-		q.giveHints(h.freedWord, h.freed)
-		h.freed = 0
+// freed is a word's worth of slots that are free and not hinted yet.
+type freed struct{ word, mask uint64 }
+
+// freedWords: with many priorities slots come free in any order; this many words of them are filled at the same time.
+const (
+	freedWords = 16
+	freedWorth = 8 // fewer in a word are not worth the trip between the caches when the queue is empty
+)
+
+func (q *Queue) giveFreed(f *freed) {
+	if f.mask != 0 {
+		q.giveHints(f.word, f.mask)
+		f.mask = 0
+	}
+}
+
+// flushHints gives the words with at least so many slots.
+func (q *Queue) flushHints(least int) {
+	for i := range q.hold.freed {
+		if f := &q.hold.freed[i]; bits.OnesCount64(f.mask) >= least {
+			q.giveFreed(f)
+		}
 	}
 }
 

@@ -4,17 +4,28 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // turn is a mutex whose waiters can give up: first come, first served, one atomic step when nobody contends.
-// state: 0 free, 1 held, 2 held and perhaps waited for (changed from and to 2 only under mu).
+// state: 0 free, 1 held, 2 held and waited for (changed from and to 2 only under mu).
+//
+// Giving it back is a plain store, since an atomic one would cost as much again as taking it. It can run over the 2 of a waiter that
+// came in that very moment; so that waiter looks at the state again once such a store must have arrived, and now and then after that,
+// since the holder may have been interrupted just before its store.
 type turn struct {
-	state   atomic.Int32
+	state   uint32
 	mu      sync.Mutex
 	waiters []chan struct{}
 }
 
-func (t *turn) tryLock() bool { return t.state.CompareAndSwap(0, 1) }
+const (
+	turnSettles = 100 // PAUSE instructions: longer than a store can be under way
+	turnSlice   = 5 * time.Millisecond
+	turnRarely  = 10 * time.Second
+)
+
+func (t *turn) tryLock() bool { return atomic.CompareAndSwapUint32(&t.state, 0, 1) }
 
 // lock waits for the turn. It returns false if ctx or closed ended first.
 func (t *turn) lock(ctx context.Context, closed <-chan struct{}) bool {
@@ -22,51 +33,108 @@ func (t *turn) lock(ctx context.Context, closed <-chan struct{}) bool {
 		return true
 	}
 	t.mu.Lock()
-	for {
-		if t.state.CompareAndSwap(0, 1) {
-			t.mu.Unlock()
-			return true
-		}
-		if t.state.Load() == 2 || t.state.CompareAndSwap(1, 2) {
-			break
-		}
+	if t.claim() {
+		t.mu.Unlock()
+		return true
 	}
 	ch := make(chan struct{})
+	slice := turnRarely
+	if len(t.waiters) == 0 { // the 2 is ours
+		slice = turnSlice
+	}
 	t.waiters = append(t.waiters, ch)
 	t.mu.Unlock()
-	select {
-	case <-ch:
-		return true
-	case <-ctx.Done():
-	case <-closed:
+	if slice == turnSlice {
+		pause(turnSettles)
+		if t.overrun(ch) {
+			return true
+		}
+	}
+	timer := time.NewTimer(slice)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ch:
+			return true
+		case <-timer.C:
+			if t.overrun(ch) {
+				return true
+			}
+			slice = min(2*slice, turnRarely)
+			timer.Reset(slice)
+			continue
+		case <-ctx.Done():
+		case <-closed:
+		}
+		break
 	}
 	t.mu.Lock()
-	for i, w := range t.waiters {
-		if w == ch {
-			t.waiters = append(t.waiters[:i], t.waiters[i+1:]...)
-			t.mu.Unlock()
+	there := t.forget(ch)
+	t.mu.Unlock()
+	if !there {
+		t.unlock() // it was given to us while we left
+	}
+	return false
+}
+
+// claim takes the turn if it is free, else makes its state say that somebody waits. The caller holds mu.
+func (t *turn) claim() bool {
+	for {
+		if atomic.CompareAndSwapUint32(&t.state, 0, 1) {
+			return true
+		}
+		if atomic.LoadUint32(&t.state) == 2 || atomic.CompareAndSwapUint32(&t.state, 1, 2) {
 			return false
 		}
 	}
-	t.mu.Unlock()
-	t.unlock() // it was given to us while we left
+}
+
+// overrun takes the turn for the waiter of ch if nobody will hand it over, because the state does not say that somebody waits.
+func (t *turn) overrun(ch chan struct{}) bool {
+	if atomic.LoadUint32(&t.state) == 2 {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.claim() {
+		return false
+	}
+	t.forget(ch) // it is there: who is handed the turn finds a state of 2
+	if len(t.waiters) > 0 {
+		atomic.StoreUint32(&t.state, 2)
+	}
+	return true
+}
+
+// forget takes ch off the list of waiters and reports whether it was there. The caller holds mu.
+func (t *turn) forget(ch chan struct{}) bool {
+	for i, w := range t.waiters {
+		if w == ch {
+			t.waiters = append(t.waiters[:i], t.waiters[i+1:]...)
+			return true
+		}
+	}
 	return false
 }
 
 func (t *turn) unlock() {
-	if t.state.CompareAndSwap(1, 0) {
+	if atomic.LoadUint32(&t.state) == 1 {
+		release(&t.state)
 		return
 	}
+	t.handOver()
+}
+
+func (t *turn) handOver() {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	if len(t.waiters) == 0 {
-		t.state.Store(0)
-		t.mu.Unlock()
+		atomic.StoreUint32(&t.state, 0)
 		return
 	}
 	ch := t.waiters[0]
 	t.waiters = t.waiters[1:]
-	close(ch) // stays at 2: handed over
-	t.mu.Unlock()
+	close(ch) // stays at 2
 }
 
 // mustLock waits for the turn without giving up; for holders that only work, never sleep.

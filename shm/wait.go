@@ -3,6 +3,7 @@ package shm
 import (
 	"context"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -34,6 +35,8 @@ const (
 	hubSlice  = 100 * time.Millisecond // how long a wake that never came can go unnoticed
 	spinLeast = 256                    // PAUSE instructions; one takes 10 to 50 ns
 	spinMost  = 6400
+
+	smallQueue = 64 // up to this capacity a sender goes on at the first free place, in a larger one when half is free
 )
 
 // multiCPU: spinning only delays the other side where there is one processor.
@@ -99,7 +102,7 @@ func (q *Queue) wakeSomeSenders(consumed uint64, n int) {
 	if w&anySleeper == 0 {
 		return
 	}
-	if q.max <= 64 {
+	if q.max <= smallQueue {
 		q.wakeSenders(n)
 		return
 	}
@@ -221,28 +224,75 @@ func (q *Queue) spin(ready func(bool) bool) bool {
 	return false
 }
 
-// letGather waits a moment before head is looked at again, if messages have been coming one by one and fast: every look takes the
-// line of head away from the sender, which costs it more than a send. So they come in handfuls instead. It does nothing where
-// messages come slowly, as in an exchange of questions and answers, where the moment would only be lost.
-func (q *Queue) letGather(taken uint64) {
-	if !haveTicks || !multiCPU {
-		return
-	}
-	h := &q.gather
-	now := ticks()
-	n, since := taken-h.seen, now-h.at
-	h.seen = taken
-	if n > 0 && since < n*gatherFast {
-		pause(gatherPause)
-		now = ticks()
-	}
-	h.at = now
+// Two sides that run at full speed take the line of head from each other at every step: each look at it costs the sender more than a
+// send, each send the receiver more than a receive. So where messages come fast, a receiver that keeps finding one or two at a look
+// lets some gather before the next, and a sender that met a full queue lets half of it be emptied. Neither does anything where
+// messages come slowly, as in an exchange of questions and answers: there the moment would only be lost.
+type gather struct {
+	taken uint64 // messages claimed by this handle at the last meagre look
+	at    uint64 // ticks then
+	due   bool   // the next receive waits a moment before it takes the lock
 }
 
 const (
-	gatherFast  = 1200 // ticks a message: some two millions a second
-	gatherPause = 200  // PAUSE instructions, some microseconds
+	gatherFast   = 1200 // ticks a message: some two millions a second
+	gatherEmpty  = 2    // microseconds to let messages gather in an empty queue
+	gatherMixed  = 7    // and in one that has some, though none as urgent as what may come
+	gatherClaims = 8    // meagre looks within so many receives count as one after the other
+	roomLook     = 4    // microseconds between two looks for room
+	roomLooks    = 25
 )
+
+// isFast reports whether messages have been coming fast since it was last asked. taken is what this handle has claimed.
+func (g *gather) isFast(taken, most uint64) bool {
+	if !haveTicks || !multiCPU || simulated {
+		return false
+	}
+	now := ticks()
+	n, since := taken-g.taken, now-g.at
+	g.taken, g.at = taken, now
+	return n > 0 && n <= most && since < n*gatherFast
+}
+
+// letGather waits a moment before an empty queue is looked at again.
+func (q *Queue) letGather(taken uint64) {
+	if q.gather.isFast(taken, 1<<32) {
+		pauseFor(gatherEmpty)
+		q.gather.at = ticks()
+	}
+}
+
+// pausesInMicro is how many PAUSE instructions make a microsecond; one takes 4 to 50 ns.
+var pausesInMicro = sync.OnceValue(func() uint32 {
+	const n = 500
+	start := time.Now()
+	pause(n)
+	return uint32(min(max(n*1000/(time.Since(start).Nanoseconds()+1), 10), 300))
+})
+
+func pauseFor(micros uint32) { pause(micros * pausesInMicro()) }
+
+// waitForHalf waits, without sleeping, until half of the queue is free. It ends early when the receiver has stopped taking messages,
+// and reports whether n fit then.
+func (q *Queue) waitForHalf(limit, n uint64) bool {
+	if !haveTicks || !multiCPU || simulated {
+		return false
+	}
+	half := max(n, q.max/2)
+	var last uint64
+	for i, idle := 0, 0; i < roomLooks && idle < 3; i++ {
+		pauseFor(roomLook)
+		if q.fits(limit, half) || load(q.removed) != 0 {
+			return true
+		}
+		c := load(q.areas[lockArea(load(q.lockw))].consumed)
+		if c == last {
+			idle++
+		}
+		last = c
+	}
+	return q.fits(limit, n)
+}
 
 // waitToClaim sleeps until a message can be claimed.
 func (q *Queue) waitToClaim(ctx context.Context, f *driver.Filter, room int, c *claimed) error {
@@ -271,6 +321,10 @@ func (q *Queue) waitToClaim(ctx context.Context, f *driver.Filter, room int, c *
 			q.letGather(c.taken)
 		}
 		if q.spin(func(bool) bool { return q.hasNews(c.seen) }) {
+			if s := headSlot(load(q.head)); s < q.slots {
+				prefetch(q.linkOf(s)) // while we take the lock
+				q.fetchMessage(s)
+			}
 			continue
 		}
 		if err := q.sleepForNews(ctx, bit, c.seen, c.due); err != nil {
@@ -302,7 +356,11 @@ func (q *Queue) waitForRoom(ctx context.Context, limit, n uint64) error {
 		}
 		defer q.sendTurn.unlock()
 	}
-	if q.spin(func(bool) bool { return q.fits(limit, n) || load(q.removed) != 0 }) {
+	if q.max > smallQueue && limit >= q.max/2 {
+		if q.waitForHalf(limit, n) {
+			return q.usable()
+		}
+	} else if q.spin(func(bool) bool { return q.fits(limit, n) || load(q.removed) != 0 }) {
 		return q.usable()
 	}
 	for {
