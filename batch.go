@@ -87,6 +87,30 @@ func (q *Queue) TryReceiveBatch(max int, filters ...Filter) ([]Message, error) {
 	return q.receiveBatch(context.Background(), max, filters, true)
 }
 
+// ReceiveBatchInto is ReceiveBatch into ms, at most len(ms) messages; it returns how many. What ms[:n] was is overwritten, its Bodies
+// included: where they are long enough, nothing is allocated on the engine. An empty ms does nothing.
+func (q *Queue) ReceiveBatchInto(ctx context.Context, ms []Message, filters ...Filter) (n int, err error) {
+	const op = "receive batch"
+	if ctx == nil {
+		return 0, q.fail(op, errNilContext)
+	}
+	if len(ms) == 0 {
+		return 0, nil
+	}
+	if q.engine == nil {
+		got, err := q.receiveBatch(ctx, len(ms), filters, false)
+		return copy(ms, got), err
+	}
+	f, err := merge(filters)
+	if err != nil {
+		return 0, q.fail(op, err)
+	}
+	if n, err = q.engine.ReceiveBatchInto(ctx, ms, f, false); n == 0 && err != nil {
+		return 0, q.fail(op, err)
+	}
+	return n, nil
+}
+
 func (q *Queue) receiveBatch(ctx context.Context, max int, filters []Filter, try bool) ([]Message, error) {
 	const op = "receive batch"
 	f, err := merge(filters)

@@ -50,7 +50,7 @@ func (q *Queue) Send(ctx context.Context, m Message) error {
 	if ctx == nil {
 		return q.fail("send", errNilContext)
 	}
-	if err := q.send(ctx, m, false); err != nil {
+	if err := q.send(ctx, &m, false); err != nil {
 		return q.fail("send", err)
 	}
 	return nil
@@ -58,20 +58,20 @@ func (q *Queue) Send(ctx context.Context, m Message) error {
 
 // TrySend is Send that never waits: it returns ErrFull.
 func (q *Queue) TrySend(m Message) error {
-	if err := q.send(context.Background(), m, true); err != nil {
+	if err := q.send(context.Background(), &m, true); err != nil {
 		return q.fail("send", err)
 	}
 	return nil
 }
 
-func (q *Queue) send(ctx context.Context, m Message, try bool) error {
-	if err := checkMessage(&m); err != nil {
+func (q *Queue) send(ctx context.Context, m *Message, try bool) error {
+	if err := checkMessage(m); err != nil {
 		return err
 	}
 	if q.engine != nil {
-		return q.engine.Send(ctx, m, try)
+		return q.engine.SendMessage(ctx, m, try) // by its address: a Message is too large to be copied for every layer
 	}
-	return q.d.Send(ctx, m, try)
+	return q.d.Send(ctx, *m, try)
 }
 
 // Receive takes the first message that matches all filters: the highest priority, then the one sent first. It waits for one until
@@ -79,35 +79,41 @@ func (q *Queue) send(ctx context.Context, m Message, try bool) error {
 //
 // Errors: ErrInvalid, ErrTimeout, ErrRemoved, ErrClosed, ErrCorrupt, ErrPermission, ErrUnsupported (a filter that the driver does
 // not have), context.Canceled.
-func (q *Queue) Receive(ctx context.Context, filters ...Filter) (Message, error) {
+func (q *Queue) Receive(ctx context.Context, filters ...Filter) (m Message, err error) {
 	if ctx == nil {
-		return Message{}, q.fail("receive", errNilContext)
+		return m, q.fail("receive", errNilContext)
 	}
-	m, err := q.receive(ctx, filters, false)
-	if err != nil {
+	if err = q.receive(ctx, filters, false, &m); err != nil {
 		return Message{}, q.fail("receive", err)
 	}
 	return m, nil
 }
 
 // TryReceive is Receive that never waits: it returns ErrEmpty.
-func (q *Queue) TryReceive(filters ...Filter) (Message, error) {
-	m, err := q.receive(context.Background(), filters, true)
-	if err != nil {
+func (q *Queue) TryReceive(filters ...Filter) (m Message, err error) {
+	if err = q.receive(context.Background(), filters, true, &m); err != nil {
 		return Message{}, q.fail("receive", err)
 	}
 	return m, nil
 }
 
-func (q *Queue) receive(ctx context.Context, filters []Filter, try bool) (Message, error) {
+// receive fills *m, which is zero.
+func (q *Queue) receive(ctx context.Context, filters []Filter, try bool, m *Message) error {
+	if len(filters) == 0 && q.engine != nil {
+		return q.engine.ReceiveMessage(ctx, nil, try, m)
+	}
 	f, err := merge(filters)
 	if err != nil {
-		return Message{}, err
+		return err
 	}
 	if q.engine != nil {
-		return q.engine.Receive(ctx, f, try)
+		return q.engine.ReceiveMessage(ctx, &f, try, m)
 	}
-	return q.d.Receive(ctx, f, try)
+	got, err := q.d.Receive(ctx, f, try)
+	if err == nil {
+		*m = got
+	}
+	return err
 }
 
 // Messages receives for ever: each step of the loop waits for a message as Receive does and takes it. When a receive fails, be it

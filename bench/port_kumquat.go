@@ -51,7 +51,7 @@ func (w *work) receiver(q int) (receiver, error) {
 	}
 	switch {
 	case w.Batch > 1:
-		return &batchReceiver{q: k, max: w.Batch}, nil
+		return &batchReceiver{q: k, ms: make([]kumquat.Message, w.Batch)}, nil
 	case w.Filtered:
 		return filteredReceiver{k}, nil
 	case w.Subject == "kumquat-message":
@@ -158,9 +158,8 @@ func (s *batchSender) flush() error {
 }
 
 type batchReceiver struct {
-	q    *kumquat.Queue
-	max  int
-	rest []kumquat.Message
+	q        *kumquat.Queue
+	ms, rest []kumquat.Message
 }
 
 // giveBack sends what is left of the last batch: end marks that are for other consumers.
@@ -177,11 +176,11 @@ func (r *batchReceiver) giveBack() error {
 
 func (r *batchReceiver) receive([]byte) ([]byte, error) {
 	if len(r.rest) == 0 {
-		ms, err := r.q.ReceiveBatch(context.Background(), r.max)
+		n, err := r.q.ReceiveBatchInto(context.Background(), r.ms)
 		if err != nil {
 			return nil, err
 		}
-		r.rest = ms
+		r.rest = r.ms[:n]
 	}
 	b := r.rest[0].Body
 	r.rest = r.rest[1:]
