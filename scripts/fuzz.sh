@@ -14,7 +14,7 @@ n=0
 while IFS= read -r dir; do
 	while IFS= read -r f; do
 		n=$((n + 1))
-		step "$f in $dir for $time" go test -run '^$' -fuzz "^$f\$" -fuzztime "$time" "$dir" || true
+		step "$f in $dir for $time" go test -run '^$' -fuzz "^$f\$" -fuzztime "$time" -fuzzminimizetime 1s "$dir" || true
 	done < <(go test -list '^Fuzz' "$dir" | grep '^Fuzz' | grep -E "$pattern" || true)
 done < <(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u)
 if [ "$n" -eq 0 ]; then
