@@ -42,3 +42,5 @@ func storeSync(p *uint64, v uint64)         { at(); atomic.StoreUint64(p, v) }
 func storeSync32(p *uint32, v uint32)       { at(); atomic.StoreUint32(p, v) }
 func store(p *uint64, v uint64)             { at(); atomic.StoreUint64(p, v) }
 func store32(p *uint32, v uint32)           { at(); atomic.StoreUint32(p, v) }
+
+func looks() { at() }

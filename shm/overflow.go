@@ -116,6 +116,13 @@ func (q *Queue) roomUnderLock(low, n, limit uint64, policy driver.Overflow) (boo
 	if err := q.drainAndCollect(); err != nil {
 		return false, err
 	}
+	if policy == driver.DropLowest {
+		if over := seqDiff(headSeq(load(q.head))+n, load(a.consumed)) - int64(limit); over > 1 {
+			if enough, err := q.lowerThan(low, uint64(over)); !enough || err != nil { // else some would go for nothing
+				return false, err
+			}
+		}
+	}
 	for tries := uint64(0); uint64(seqDiff(headSeq(load(q.head))+n, load(a.consumed))) > limit; tries++ {
 		if policy < driver.DropOldest || tries > 2*q.max {
 			return false, nil
@@ -186,6 +193,37 @@ func (q *Queue) leastUrgent() (prio, s uint64, listed bool, err error) {
 		}
 	})
 	return
+}
+
+// lowerThan reports whether at least n messages are of lower priority than prio.
+func (q *Queue) lowerThan(prio, n uint64) (bool, error) {
+	a := q.hold.a
+	var found uint64
+	if err := q.eachDelayed(func(p, _, _ uint64) {
+		if p < prio {
+			found++
+		}
+	}); err != nil {
+		return false, err
+	}
+	for p := a.below(int(prio)); p >= 0 && found < n; p = a.below(p) {
+		s, err := a.first(uint64(p))
+		if err != nil {
+			return false, err
+		}
+		for last := listTail(load(a.list(uint64(p)))); ; {
+			if found++; found >= n || s == last {
+				break
+			}
+			if s = nodeNext(load(a.node(s))); s >= a.slots {
+				return false, errDamaged
+			}
+		}
+	}
+	if found < n && q.isFenced() { // what was read is true only if we still hold
+		return false, errFenced
+	}
+	return found >= n, nil
 }
 
 // eachDelayed calls f for every message that is in the heap alone.

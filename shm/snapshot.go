@@ -29,6 +29,7 @@ type observer struct {
 
 // read fills b from the file.
 func (o *observer) read(b []byte, off uint64) error {
+	looks()
 	n, err := o.f.ReadAt(b, int64(off))
 	switch {
 	case n == len(b):
