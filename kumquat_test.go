@@ -68,11 +68,11 @@ func TestResolve(t *testing.T) {
 	}
 	for _, url := range []string{"", "orders", ":", ":/x", "X:/x", "1x:/x", "x_y:/x", "nats://host/x", "é:/x"} {
 		_, err := resolve(url)
-		if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "shm, x-test+1.0") {
+		if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "posix, shm, sysv, sysv+priority, x-test+1.0") {
 			t.Errorf("%q: %v", url, err)
 		}
 	}
-	if s := Schemes(); !slices.Equal(s, []string{"shm", "x-test+1.0"}) {
+	if s := Schemes(); !slices.Equal(s, []string{"posix", "shm", "sysv", "sysv+priority", "x-test+1.0"}) {
 		t.Errorf("schemes %q", s)
 	}
 	for _, f := range []func(){

@@ -187,12 +187,12 @@ type Options struct {
 	Exclusive bool // with Create: fail with ErrExists if it is there
 	ReadOnly  bool // observe only (Stat, Peek, Watch, Who, Check): read permission is enough
 	Owner     *int // not nil: ErrPermission unless this user id owns the queue
-	Envelope  bool // on drivers that carry bare bodies: send metadata in the documented envelope
+	Envelope  bool // on drivers that carry bare bodies: send metadata in an envelope; ErrUnsupported where there is none (the kernel's queues)
 
 	// -- for creation
 	Mode        fs.FileMode // permission bits, less the umask; 0: 0600
-	MaxMessages int         // 1 … 16,000,000; 0: 65,536
-	MaxSize     int         // bytes of a body, 1 … 4 GiB−4096; 0: 64 KiB
+	MaxMessages int         // 1 … 16,000,000; 0: 65,536, on the kernel's queues what it gives by default
+	MaxSize     int         // bytes of a body, 1 … 4 GiB−4096; 0: 64 KiB, likewise
 	MaxHandles  int         // handles open at once, 1 … 4,096; 0: 256
 	Overflow    Overflow
 	Headroom    Headroom
