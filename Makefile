@@ -21,8 +21,8 @@ model: ## check the protocol's models with SPIN
 steps: ## let clients of the engine die and stop at every step, and pairs of them; random schedules (KUMQUAT_SCHEDULES)
 	@CGO_ENABLED=0 KUMQUAT_STRIDE=$${KUMQUAT_STRIDE:-1} go test -tags kumquat_step -count=1 -timeout 0 -run '^(TestEveryStep|TestEveryStepTwice|TestSchedules)$$' -v ./shm
 
-torture: ## kill and stop real processes until 10,000 signals are sent (KUMQUAT_TORTURE_SIGNALS), and account for every message
-	@CGO_ENABLED=0 KUMQUAT_TORTURE_SIGNALS=$${KUMQUAT_TORTURE_SIGNALS:-10000} go test -count=1 -timeout 0 -run '^TestTorture$$' -v ./torture
+torture: ## an hour of killing, stopping, schedules, histories and programs (see scripts/torture.sh)
+	@scripts/torture.sh
 
 bench: ## measure all that the queue has to reach, on a quiet machine: a table, bench/results.txt, bench/plots (see scripts/bench.sh)
 	@scripts/bench.sh
