@@ -625,21 +625,18 @@ func (q *Queue) readMany(cs []claimed, out []driver.Message, reuse bool) ([]driv
 
 // freeMany gives the slots of claimed messages back.
 func (q *Queue) freeMany(cs []claimed) {
-	var word, mask uint64
-	for i := range cs {
-		s := cs[i].slot
-		q.punch(s)
-		step("free")
-		store(q.stateOf(s), kindFree)
-		if s/64 != word && mask != 0 {
-			q.giveHints(word, mask)
-			mask = 0
+	if q.lk.tryLock() {
+		for i := range cs {
+			if q.stride >= punchFrom {
+				q.punch(cs[i].slot)
+			}
+			q.freeSlot(cs[i].slot)
 		}
-		word = s / 64
-		mask |= 1 << (s % 64)
+		q.lk.unlock()
+		return
 	}
-	if mask != 0 {
-		q.giveHints(word, mask)
+	for i := range cs {
+		q.freeBig(cs[i].slot)
 	}
 }
 
