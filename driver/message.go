@@ -23,7 +23,7 @@ type Message struct {
 	Expires   time.Time // never delivered at or after this time; zero: never expires
 
 	// Set by the queue, ignored on send.
-	Enqueued time.Time // when it was sent, to a millisecond
+	Enqueued time.Time // when it was sent, to some milliseconds
 	Attempt  int       // failed deliveries before this one
 	Sender   int       // process id of the sender, as the sender states it; 0: unknown
 	Seq      uint64    // place in the one order of all sends to this queue; 0: the driver has none
