@@ -40,8 +40,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -76,8 +74,8 @@ type Queue struct {
 	// users counts the calls that use fd now; closedBit is set by Close. So fd is closed only when nobody is about to use it, and
 	// no call ever meets the file that gets its number next.
 	//
-	// The description behind fd is in the runtime's poller and always has O_NONBLOCK, so that a try is the plain call and cannot hold
-	// up a thread. It is shown to nobody who could clear the flag: the descriptor that FD gives is another one, of its own description.
+	// The description behind fd always has O_NONBLOCK, so that a try is the plain call and cannot hold up a thread. It is shown to
+	// nobody who could clear the flag: the descriptor that FD gives is another one, of its own description.
 	users   atomic.Int64
 	fd      int
 	size    int // mq_msgsize, which never changes
@@ -88,8 +86,7 @@ type Queue struct {
 	name     string
 	access   int // O_RDONLY, O_WRONLY or O_RDWR
 	identity identity
-	file     *os.File // owns fd, and knows the poller
-	raw      syscall.RawConn
+	poll     poll
 	in, out  side
 	closing  chan struct{} // closed by Close
 	idle     chan struct{} // closed when users is down to closedBit
@@ -131,12 +128,12 @@ func Open(name string, flags int, mode fs.FileMode, attr *Attr) (*Queue, error) 
 
 // adopt makes a Queue of a descriptor that has O_NONBLOCK; nonblock is what the user asked for.
 func adopt(fd int, name string, access int, nonblock bool) (_ *Queue, err error) {
-	q := &Queue{fd: fd, name: name, access: access, file: os.NewFile(uintptr(fd), name), closing: make(chan struct{}), idle: make(chan struct{})}
+	q := &Queue{fd: fd, name: name, access: access, closing: make(chan struct{}), idle: make(chan struct{})}
 	q.in.turn, q.out.turn = make(chan struct{}, 1), make(chan struct{}, 1)
 	q.user.fd, q.user.nonblock = -1, nonblock
 	defer func() {
 		if err != nil {
-			_ = q.file.Close()
+			_ = unix.Close(fd)
 		}
 	}()
 	var st unix.Stat_t
@@ -149,13 +146,6 @@ func adopt(fd int, name string, access int, nonblock bool) (_ *Queue, err error)
 		return nil, failure(nil, e, "mq_getattr: %v", e)
 	}
 	q.size = now.msgsize
-	if q.raw, err = q.file.SyscallConn(); err != nil {
-		return nil, err
-	}
-	if err := q.file.SetDeadline(time.Time{}); err != nil { // it is not in the poller
-		return nil, failure(driver.ErrLimit, unix.ENOSPC, "the poller does not take the descriptor of %s: %v; epoll's own limit is raised by: "+
-			"sysctl -w fs.epoll.max_user_watches=N", name, err)
-	}
 	return q, nil
 }
 
@@ -198,7 +188,8 @@ func (q *Queue) Close() error {
 	<-q.idle
 	q.notices.close(q)
 	q.watch.close()
-	return q.file.Close() // ends those that wait in the poller, and waits for them
+	q.poll.close() // ends those that wait in the poller, and waits for them
+	return unix.Close(q.fd)
 }
 
 // Unlink removes the name of a queue (mq_unlink). Those who have it open keep it, and it ends with the last of them. A queue made

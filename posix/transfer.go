@@ -153,9 +153,13 @@ func (q *Queue) sendSlow(ctx context.Context, body []byte, priority int) error {
 		return err
 	}
 	defer q.out.leave()
-	defer bound(ctx, q.file.SetWriteDeadline)()
+	file, raw, err := q.poll.open(q)
+	if err != nil {
+		return err
+	}
+	defer bound(ctx, file.SetWriteDeadline)()
 	var e syscall.Errno
-	if err := q.raw.Write(func(fd uintptr) bool {
+	if err := raw.Write(func(fd uintptr) bool {
 		e = mqTrySend(int(fd), body, priority)
 		return e != unix.EAGAIN
 	}); err != nil {
@@ -175,9 +179,13 @@ func (q *Queue) receiveSlow(ctx context.Context, buf []byte) (n, priority int, e
 		return 0, 0, err
 	}
 	defer q.in.leave()
-	defer bound(ctx, q.file.SetReadDeadline)()
+	file, raw, err := q.poll.open(q)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer bound(ctx, file.SetReadDeadline)()
 	var e syscall.Errno
-	if err := q.raw.Read(func(fd uintptr) bool {
+	if err := raw.Read(func(fd uintptr) bool {
 		n, priority, e = mqTryReceive(int(fd), buf)
 		return e != unix.EAGAIN
 	}); err != nil {

@@ -29,8 +29,8 @@ var keys atomic.Int64
 // unprivileged is the user nobody.
 const unprivileged = 65534
 
-// conformance declares what the kernel cannot do. The suite runs with another effective user than root, because its test of permissions
-// plays another user with setfsuid(2), which means nothing to System V queues (TestPermissions does it with a process).
+// conformance declares what the kernel cannot do. The suite runs with another effective user than root, because its test of
+// permissions plays another user with setfsuid(2), which means nothing to System V queues (TestPermissions does it with a process).
 func conformance(t testing.TB) drivertest.Harness {
 	if os.Geteuid() == 0 {
 		if err := syscall.Setreuid(-1, unprivileged); err != nil {

@@ -20,10 +20,10 @@ import (
 // Type, which is the mtype, and no priority. Type, TypeAtMost and Not are what msgrcv has.
 //
 // MaxMessages and MaxSize of the Options make msg_qbytes their product; one that is not said takes what the kernel gives
-// (kernel.msgmnb, kernel.msgmax). The kernel itself knows only bytes. The process that made the queue, and every process that opens it with Create
-// and the same numbers, keeps to them exactly, but for one message more where two processes send at the same moment; the others, C
-// programs among them, are bound by msg_qbytes alone. Where such a count, not the bytes, makes a sender wait, another process's receive is
-// noticed within some 5 ms.
+// (kernel.msgmnb, kernel.msgmax). The kernel itself knows only bytes. The process that made the queue, and every process that opens
+// it with Create and the same numbers, keeps to them exactly; processes that send at the same moment may each add one message too
+// many, within msg_qbytes. The others, C programs among them, are bound by msg_qbytes alone. Where such a count, not the bytes, makes a
+// sender wait, another process's receive is noticed within some 5 ms.
 func Driver() driver.Driver { return kind{} }
 
 // PriorityDriver returns the driver for kumquat.Register("sysv+priority", …): the same queues, with priorities instead of types. A
@@ -149,7 +149,8 @@ func (k kind) get(p place, o *driver.Options) (q *Queue, made bool, err error) {
 func room(o *driver.Options) (int64, error) {
 	most, size := sysctl("msgmnb"), sysctl("msgmax")
 	if o.MaxSize > size && size >= 0 {
-		return 0, failure(driver.ErrLimit, unix.EINVAL, "MaxSize %d is above kernel.msgmax = %d; it is raised by: sysctl -w kernel.msgmax=%d", o.MaxSize, size, o.MaxSize)
+		return 0, failure(driver.ErrLimit, unix.EINVAL, "MaxSize %d is above kernel.msgmax = %d; it is raised by: sysctl -w kernel.msgmax=%d",
+			o.MaxSize, size, o.MaxSize)
 	}
 	switch {
 	case o.MaxMessages > 0 && o.MaxSize > 0:
@@ -225,8 +226,8 @@ func (k kind) List(_ context.Context, pattern string) ([]driver.Info, error) {
 	return infos, nil
 }
 
-// stats puts what the kernel knows into the contract's form. MaxMessages and MaxSize are those of the shape if this process knows it, else the
-// kernel's: msg_qbytes bounds both.
+// stats puts what the kernel knows into the contract's form. MaxMessages and MaxSize are those of the shape if this process knows it,
+// else the kernel's: msg_qbytes bounds both.
 func stats(st *Status, sh *shape, held int) driver.Stats {
 	s := driver.Stats{
 		Messages: int(st.Messages) + held, Bytes: st.Bytes, Mode: st.Mode, UID: st.UID, GID: st.GID,

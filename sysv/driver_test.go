@@ -423,7 +423,8 @@ func init() {
 	}
 }
 
-// Two processes pass messages in both directions by the driver, and a sender that waits for a place is let in by another process's receive.
+// Two processes pass messages in both directions by the driver, and a sender that waits for a place is let in by another process's
+// receive.
 func TestTwoProcesses(t *testing.T) {
 	for _, d := range []struct {
 		name   string

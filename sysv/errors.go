@@ -73,7 +73,8 @@ func (q *Queue) sendError(e syscall.Errno, n int) error {
 	case q.gone(e):
 		return q.removed(e)
 	case e == unix.EINVAL:
-		return failure(driver.ErrTooLarge, e, "%d bytes are more than kernel.msgmax = %s allows for a message; it is raised by: sysctl -w kernel.msgmax=%d", n, sysctlText("msgmax"), n)
+		return failure(driver.ErrTooLarge, e, "%d bytes are more than kernel.msgmax = %s allows for a message; it is raised by: sysctl -w kernel.msgmax=%d",
+			n, sysctlText("msgmax"), n)
 	case e == unix.EACCES:
 		return failure(driver.ErrPermission, e, "the mode of queue %d does not allow this user to send (write)", q.s.id)
 	case e == unix.ENOMEM:
@@ -111,10 +112,11 @@ func getError(e syscall.Errno, key Key) error {
 	case unix.EEXIST:
 		return failure(driver.ErrExists, e, "a System V queue with key %v is there already", key)
 	case unix.EACCES:
-		return failure(driver.ErrPermission, e, "the mode of the queue with key %v does not allow this access; its owner can change that (msgctl IPC_SET)", key)
+		return failure(driver.ErrPermission, e, "the mode of the queue with key %v does not allow this access; its owner can change that "+
+			"(msgctl IPC_SET)", key)
 	case unix.ENOSPC:
-		return failure(driver.ErrLimit, e, "as many queues are there as kernel.msgmni = %s allows; unused ones are shown by ipcs -q, the limit is raised by: "+
-			"sysctl -w kernel.msgmni=N (up to 32768)", sysctlText("msgmni"))
+		return failure(driver.ErrLimit, e, "as many queues are there as kernel.msgmni = %s allows; unused ones are shown by ipcs -q, "+
+			"the limit is raised by: sysctl -w kernel.msgmni=N (up to 32768)", sysctlText("msgmni"))
 	case unix.ENOMEM:
 		return failure(driver.ErrNoSpace, e, "the kernel has no memory for another queue")
 	case unix.ENOSYS:

@@ -20,8 +20,8 @@ type descriptor struct {
 	closed   bool
 }
 
-// FD returns a descriptor for poll(2), select(2) and epoll(7) that is readable when it is worth trying to receive: a message is there,
-// or the queue was removed. It may be so for nothing; a receive by this handle that finds nothing clears it. It belongs to the
+// FD returns a descriptor for poll(2), select(2) and epoll(7) that is readable when it is worth trying to receive: a message is
+// there, or the queue was removed. It may be so for nothing; a receive by this handle that finds nothing clears it. It belongs to the
 // handle: Close closes it, nobody else may.
 //
 // Errors: ErrClosed, ErrLimit (EMFILE, ENFILE).
@@ -91,10 +91,10 @@ func (d *descriptor) close() {
 	}
 }
 
-// Ready reports whether a Receive with this typ and these flags (Except) would find something now. If not, it arranges that wake is called, once,
-// on another goroutine, when it should be asked again, be it for nothing, be it that the queue was removed or the handle closed. wake must not
-// wait. stop takes that back; it may be called more than once, and wake may just be under way. Asking for a type (not 0) may take a
-// message of no bytes out of the kernel's queue; the process's next receive gets it, before all others.
+// Ready reports whether a Receive with this typ and these flags (Except) would find something now. If not, it arranges that wake is
+// called, once, on another goroutine, when it should be asked again, be it for nothing, be it that the queue was removed or the
+// handle closed. wake must not wait. stop takes that back; it may be called more than once, and wake may just be under way. Asking
+// for a type (not 0) may take a message of no bytes out of the kernel's queue; the process's next receive gets it, before all others.
 //
 // Errors: ErrInvalid (other flags), ErrRemoved, ErrPermission, ErrClosed.
 func (q *Queue) Ready(typ int64, flags int, wake func()) (ready bool, stop func(), err error) {

@@ -202,8 +202,8 @@ func (h *handle) Stat(context.Context) (driver.Stats, error) {
 
 func (h *handle) Close() error { return h.q.Close() }
 
-// Purge takes as many messages as were there when it began, without their bodies: the first ones, so nothing that is sent meanwhile, unless other
-// receivers take some of the old ones at the same time, or with a filter that goes by type or priority.
+// Purge takes as many messages as were there when it began, without their bodies: the first ones, so nothing that is sent meanwhile,
+// unless other receivers take some of the old ones at the same time, or with a filter that goes by type or priority.
 func (h *handle) Purge(ctx context.Context, f driver.Filter) (n int, err error) {
 	if err := h.mayTake(); err != nil {
 		return 0, err
@@ -240,7 +240,8 @@ func (h *handle) Ready(f driver.Filter, wake func()) (bool, func(), error) {
 
 func (h *handle) FD() (int, error) { return h.q.FD() }
 
-// Peek copies the messages one by one (MSG_COPY) and then puts them in order. Those that are taken meanwhile may make it leave one out.
+// Peek copies the messages one by one (MSG_COPY) and then puts them in order. Those that are taken meanwhile may make it leave one
+// out.
 func (h *handle) Peek(ctx context.Context, o driver.PeekOptions) iter.Seq2[driver.Message, error] {
 	return func(yield func(driver.Message, error) bool) {
 		typ, flags, err := h.selects(&o.Filter)

@@ -55,8 +55,8 @@ func info(cmd int, k *kernelInfo) (int, error) {
 	return n, nil
 }
 
-// StatIndex returns the state of the queue at an index of the kernel's table, from 0 to the highest that GetLimits tells (MSG_STAT; with
-// unreadable MSG_STAT_ANY, which asks for no read permission). Indices without a queue are ErrNotFound.
+// StatIndex returns the state of the queue at an index of the kernel's table, from 0 to the highest that GetLimits tells (MSG_STAT;
+// with unreadable MSG_STAT_ANY, which asks for no read permission). Indices without a queue are ErrNotFound.
 //
 // Errors: ErrNotFound (EINVAL), ErrPermission (EACCES).
 func StatIndex(index int, unreadable bool) (Status, error) {
@@ -81,14 +81,15 @@ func StatIndex(index int, unreadable bool) (Status, error) {
 const procFile = "/proc/sysvipc/msg"
 
 // List returns all queues of this IPC namespace, those included that the caller may not use, in the order of /proc/sysvipc/msg. That
-// file lacks msg_qbytes, which is asked of the kernel (MSG_STAT_ANY, before Linux 4.17 IPC_STAT); a queue that is removed meanwhile is
-// left out.
+// file lacks msg_qbytes, which is asked of the kernel (MSG_STAT_ANY, before Linux 4.17 IPC_STAT); a queue that is removed meanwhile
+// is left out.
 //
 // Errors: those of reading that file; ErrUnsupported if it is not there (CONFIG_SYSVIPC, or /proc is not mounted).
 func List() ([]Status, error) {
 	text, err := os.ReadFile(procFile)
 	if os.IsNotExist(err) {
-		return nil, failure(driver.ErrUnsupported, unix.ENOENT, "there is no %s: the kernel has no System V queues (CONFIG_SYSVIPC), or /proc is not mounted", procFile)
+		return nil, failure(driver.ErrUnsupported, unix.ENOENT, "there is no %s: the kernel has no System V queues (CONFIG_SYSVIPC), "+
+			"or /proc is not mounted", procFile)
 	} else if err != nil {
 		return nil, fmt.Errorf("list of the System V queues: %w", err)
 	}

@@ -34,8 +34,8 @@ const (
 // ownSpace tells whether the tests have an IPC namespace to themselves.
 var ownSpace = os.Getenv(spaceVar) == "own"
 
-// TestMain runs the tests in an IPC namespace of their own, if that is allowed: they cannot touch the queues of others there, its limits
-// can be raised, and what they should leave behind in a crash goes with it.
+// TestMain runs the tests in an IPC namespace of their own, if that is allowed: they cannot touch the queues of others there, its
+// limits can be raised, and what they should leave behind in a crash goes with it.
 func TestMain(m *testing.M) {
 	if name := os.Getenv(roleVar); name != "" {
 		// A child must not outlive a test that is killed.
@@ -83,8 +83,8 @@ func raise() {
 	}
 }
 
-// inSpace runs this program again, in a new namespace or, where none is allowed, as it is. A user who is not root becomes it in a user
-// namespace to raise the limits, and then somebody else again in another one: the tests would take him for the real root.
+// inSpace runs this program again, in a new namespace or, where none is allowed, as it is. A user who is not root becomes it in a
+// user namespace to raise the limits, and then somebody else again in another one: the tests would take him for the real root.
 func inSpace() int {
 	if code := again("own", syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWIPC}); code >= 0 {
 		return code

@@ -101,5 +101,6 @@ func matcher(pattern string) (func(name string) bool, error) {
 
 // String returns the state in one line, for messages to people.
 func (s Status) String() string {
-	return fmt.Sprintf("%s id %d: %d messages, %d of %d bytes, mode %#o, owner %d:%d", nameOf(&s), s.ID, s.Messages, s.Bytes, s.QBytes, s.Mode.Perm(), s.UID, s.GID)
+	return fmt.Sprintf("%s id %d: %d messages, %d of %d bytes, mode %#o, owner %d:%d",
+		nameOf(&s), s.ID, s.Messages, s.Bytes, s.QBytes, s.Mode.Perm(), s.UID, s.GID)
 }

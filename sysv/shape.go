@@ -10,8 +10,8 @@ import (
 
 // shape is what the kernel does not know of a queue that the driver made. The kernel's bound is msg_qbytes: so many bytes, and
 // so many messages. With room for n messages of size bytes a queue takes more than n shorter ones. So a process that knows what its
-// Options said counts messages too, and its sends are admitted one at a time. Two processes that send at the same moment may
-// each see the last place; then there is one message more than asked for, but never more bytes than msg_qbytes.
+// Options said counts messages too, and its sends are admitted one at a time. Processes that send at the same moment may each see
+// the last place; then there are more messages than asked for, by one for each, but never more bytes than msg_qbytes.
 type shape struct {
 	messages int // 0: as many as fit
 	size     int

@@ -82,7 +82,7 @@ func trySend(id int, m []byte) syscall.Errno {
 	for {
 		var e syscall.Errno
 		if len(m) <= header+rawMax {
-			_, _, e = unix.RawSyscall6(unix.SYS_MSGSND, uintptr(id), uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)-header), ipcNowait, 0, 0)
+			_, _, e = syscall.RawSyscall6(unix.SYS_MSGSND, uintptr(id), uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)-header), ipcNowait, 0, 0)
 		} else {
 			_, _, e = unix.Syscall6(unix.SYS_MSGSND, uintptr(id), uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)-header), ipcNowait, 0, 0)
 		}
@@ -104,9 +104,11 @@ func tryReceive(id int, m []byte, typ int64, flags int) (int, syscall.Errno) {
 		var n uintptr
 		var e syscall.Errno
 		if len(m) <= header+rawMax {
-			n, _, e = unix.RawSyscall6(unix.SYS_MSGRCV, uintptr(id), uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)-header), uintptr(typ), uintptr(flags|ipcNowait), 0)
+			n, _, e = syscall.RawSyscall6(unix.SYS_MSGRCV, uintptr(id), uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)-header),
+				uintptr(typ), uintptr(flags|ipcNowait), 0)
 		} else {
-			n, _, e = unix.Syscall6(unix.SYS_MSGRCV, uintptr(id), uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)-header), uintptr(typ), uintptr(flags|ipcNowait), 0)
+			n, _, e = unix.Syscall6(unix.SYS_MSGRCV, uintptr(id), uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)-header),
+				uintptr(typ), uintptr(flags|ipcNowait), 0)
 		}
 		if e != unix.EINTR {
 			return int(n), e
@@ -124,7 +126,7 @@ func look(id int, s selector, wait bool) (int64, syscall.Errno) {
 	if wait {
 		_, _, e = unix.Syscall6(unix.SYS_MSGRCV, uintptr(id), uintptr(unsafe.Pointer(&m)), 0, uintptr(s.typ), uintptr(flags), 0)
 	} else {
-		_, _, e = unix.RawSyscall6(unix.SYS_MSGRCV, uintptr(id), uintptr(unsafe.Pointer(&m)), 0, uintptr(s.typ), uintptr(flags|ipcNowait), 0)
+		_, _, e = syscall.RawSyscall6(unix.SYS_MSGRCV, uintptr(id), uintptr(unsafe.Pointer(&m)), 0, uintptr(s.typ), uintptr(flags|ipcNowait), 0)
 	}
 	return messageType(m[:]), e
 }

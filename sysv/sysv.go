@@ -33,8 +33,8 @@
 //
 // # What to know
 //
-// Which of several callers that wait is served first is not promised. A message is delivered at most once: it is gone from the queue when
-// a receive has returned. Queues and messages stay until the queue is removed, or the machine or its IPC namespace ends; every
+// Which of several callers that wait is served first is not promised. A message is delivered at most once: it is gone from the queue
+// when a receive has returned. Queues and messages stay until the queue is removed, or the machine or its IPC namespace ends; every
 // thread of a process that uses this package must be in the same IPC namespace. Message boundaries are kept.
 package sysv
 
@@ -131,8 +131,8 @@ func Get(key Key, flags int, mode fs.FileMode) (*Queue, error) {
 	return newHandle(id, key), nil
 }
 
-// FromID makes a handle of a queue by its identifier, as msgget returned it in any process and ipcs(1) shows it. Whether it is there the first
-// call tells: ErrRemoved if not.
+// FromID makes a handle of a queue by its identifier, as msgget returned it in any process and ipcs(1) shows it. Whether it is there
+// the first call tells: ErrRemoved if not.
 //
 // Errors: ErrInvalid if id is below 0.
 func FromID(id int) (*Queue, error) {
@@ -162,7 +162,8 @@ func (q *Queue) Close() error {
 	return nil
 }
 
-// Remove removes the queue and its messages (IPC_RMID). Those who wait get ErrRemoved, and so does every later call, in all processes.
+// Remove removes the queue and its messages (IPC_RMID). Those who wait get ErrRemoved, and so does every later call, in all
+// processes.
 //
 // Errors: ErrRemoved (EINVAL, EIDRM), ErrPermission (EPERM: only the owner, the creator and root may), ErrClosed.
 func (q *Queue) Remove() error {
@@ -286,8 +287,8 @@ func (q *Queue) Set(c Change) error {
 }
 
 func qbytesError(n int64) error {
-	return failure(driver.ErrLimit, unix.EPERM, "a queue of %d bytes is larger than kernel.msgmnb = %s allows without CAP_SYS_RESOURCE; it is raised by: sysctl -w kernel.msgmnb=%d",
-		n, sysctlText("msgmnb"), n)
+	return failure(driver.ErrLimit, unix.EPERM, "a queue of %d bytes is larger than kernel.msgmnb = %s allows without CAP_SYS_RESOURCE; "+
+		"it is raised by: sysctl -w kernel.msgmnb=%d", n, sysctlText("msgmnb"), n)
 }
 
 // statAnyway is IPC_STAT also where the caller may not read: the owner may have taken that right from himself.

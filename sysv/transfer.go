@@ -37,9 +37,9 @@ func (q *Queue) put(b *buffer) {
 // vast is a length above which a body is compared with the limits before it is copied.
 const vast = 1 << 20
 
-// Send puts a message into the queue (msgsnd). typ is its mtype, ≥ 1; body may be empty. flags may have NoWait. If the queue is full it
-// waits until ctx is done; a longer message than fits into the empty queue waits in vain, as with the system call. A call that need not wait
-// succeeds whatever its context says. An error means that the message was not sent, and never will be.
+// Send puts a message into the queue (msgsnd). typ is its mtype, ≥ 1; body may be empty. flags may have NoWait. If the queue is full
+// it waits until ctx is done; a longer message than fits into the empty queue waits in vain, as with the system call. A call that
+// need not wait succeeds whatever its context says. An error means that the message was not sent, and never will be.
 //
 // Errors: ErrFull (EAGAIN, with NoWait), ErrInvalid (EINVAL: typ, flags), ErrTooLarge (EINVAL: longer than kernel.msgmax), ErrRemoved
 // (EIDRM, EINVAL), ErrPermission (EACCES), ErrNoSpace (ENOMEM), ErrClosed, ErrTimeout, ctx.Err().
@@ -63,7 +63,12 @@ func (q *Queue) Send(ctx context.Context, typ int64, body []byte, flags int) err
 	var b [header + short]byte
 	setMessageType(b[:], typ)
 	copy(b[header:], body)
-	e := q.s.trySend(b[:header+len(body)])
+	var e syscall.Errno
+	if q.s.shape.Load() == nil { // as trySend does, without another call
+		e = trySend(q.s.id, b[:header+len(body)])
+	} else {
+		e = q.s.trySend(b[:header+len(body)])
+	}
 	if e == 0 {
 		return nil
 	}
@@ -77,7 +82,7 @@ func (q *Queue) Send(ctx context.Context, typ int64, body []byte, flags int) err
 }
 
 // short is the longest body for which a message is put together on the stack: that is cheaper than to come by a buffer.
-const short = 256
+const short = 120
 
 // sendIn is Send where m is the place to put the message together.
 func (q *Queue) sendIn(ctx context.Context, m []byte, typ int64, body []byte, flags int) error {
@@ -127,10 +132,10 @@ func (q *Queue) sendLater(ctx context.Context, m []byte) (syscall.Errno, error) 
 //	7    the first of type 7; with Except the first of any other type
 //	-7   of the messages whose type is at most 7, those of the lowest type, and of them the first
 //
-// It waits for such a message until ctx is done; with NoWait it does not. A message that is longer than buf gives ErrTooLarge and stays,
-// or, with NoError, is cut and lost from there on. With Copy and NoWait, the message at place typ, counted from 0 in the order of
-// sends, is copied and stays. A call that need not wait succeeds whatever its context says. What lies in buf behind the body
-// is of no meaning afterwards.
+// It waits for such a message until ctx is done; with NoWait it does not. A message that is longer than buf gives ErrTooLarge and
+// stays, or, with NoError, is cut and lost from there on. With Copy and NoWait, the message at place typ, counted from 0 in the order
+// of sends, is copied and stays. A call that need not wait succeeds whatever its context says. What lies in buf behind the body is of
+// no meaning afterwards.
 //
 // Errors: ErrEmpty (ENOMSG, with NoWait), ErrTooLarge (E2BIG), ErrInvalid (EINVAL: flags), ErrRemoved (EIDRM, EINVAL), ErrPermission
 // (EACCES), ErrUnsupported (ENOSYS: a kernel without MSG_COPY), ErrNoSpace (ENOMEM), ErrClosed, ErrTimeout, ctx.Err().
@@ -163,16 +168,24 @@ func (q *Queue) tryReceive(buf []byte, typ int64, flags int) (n int, mtype int64
 			return 0, mtype, 0
 		}
 	}
-	// The kernel wants the header and the body in one piece. A long buffer has room for both until a message proves too long for it, and then
-	// the body need only be moved down; E2BIG has not touched it.
-	if len(buf) >= roomy && !q.tight.Load() {
+	// The kernel wants the header and the body in one piece, which for a short buffer is put together on the stack. A long buffer has room for both until a message proves too long for it,
+	// and then the body need only be moved down; E2BIG has not touched it.
+	switch {
+	case len(buf) <= short:
+		var b [header + short]byte
+		if n, e = tryReceive(q.s.id, b[:header+len(buf)], typ, flags); e == 0 {
+			mtype = messageType(b[:])
+			copy(buf, b[header:header+n])
+		}
+		return q.afterReceive(n, mtype, e)
+	case len(buf) >= roomy && !q.tight.Load():
 		if n, e = tryReceive(q.s.id, buf, typ, flags&^NoError); e == 0 {
 			mtype = messageType(buf)
 			copy(buf, buf[header:header+n])
 		} else if e == unix.E2BIG && flags&Copy == 0 {
 			q.tight.Store(true)
 		}
-	} else {
+	default:
 		e = unix.E2BIG
 	}
 	for room := min(len(buf), rawMax); e == unix.E2BIG; room = min(len(buf), 4*room) {
@@ -191,6 +204,11 @@ func (q *Queue) tryReceive(buf []byte, typ int64, flags int) (n int, mtype int64
 			break
 		}
 	}
+	return q.afterReceive(n, mtype, e)
+}
+
+// afterReceive tells those who wait what a receive that returned e has changed or seen.
+func (q *Queue) afterReceive(n int, mtype int64, e syscall.Errno) (int, int64, syscall.Errno) {
 	switch {
 	case e == 0 && q.s.senders.Load() > 0:
 		kickSenders(q.s)

@@ -23,8 +23,8 @@ import (
 //
 // No message that comes between the try before 1 and the sleep in 2 is missed, because looking does not sleep over what is there.
 //
-// A send, from the full queue on: it joins the group of sends, whose thread sleeps in msgsnd with the shortest message of the line. It
-// is that thread that sends it. A sender that goes away takes its message out of the line; if the thread is in the kernel with it,
+// A send, from the full queue on: it joins the group of sends, whose thread sleeps in msgsnd with the shortest message of the line.
+// It is that thread that sends it. A sender that goes away takes its message out of the line; if the thread is in the kernel with it,
 // it is interrupted, and only what it then says (sent, or EINTR) decides what the call returns.
 //
 // All of it, the fields of the types below included, is guarded by pool.mu; nobody sleeps with it held, and the calls into the
@@ -179,6 +179,15 @@ func join(s *shared, sel selector, w *waiter, front bool) bool {
 		if k := g.worker; k != nil && k.sends != nil && len(w.m) < len(k.sends.m) {
 			k.interrupt() // the shortest is the one to sleep with
 		}
+	} else if i := slices.IndexFunc(s.zeros, sel.match); i >= 0 { // held since the caller has looked
+		if w.wake == nil {
+			w.taken, w.mtype = true, s.zeros[i]
+			s.unhold(i)
+		}
+		if f := w.fire(); f != nil {
+			go f() // the caller may hold what it locks
+		}
+		return true
 	}
 	g.schedule()
 	return true
@@ -395,9 +404,13 @@ func takeHeld(s *shared, sel selector) (mtype int64, ok bool) {
 		return 0, false
 	}
 	mtype = s.zeros[i]
+	s.unhold(i)
+	return mtype, true
+}
+
+func (s *shared) unhold(i int) {
 	s.zeros = slices.Delete(s.zeros, i, i+1)
 	s.held.Add(-1)
-	return mtype, true
 }
 
 // heldOnes returns the types of the held messages.

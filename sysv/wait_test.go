@@ -151,7 +151,8 @@ func TestCancellation(t *testing.T) {
 	}
 }
 
-// A send that is cancelled at any moment has sent its message, and says so, or has not: what is received is exactly what was said to be sent.
+// A send that is cancelled at any moment has sent its message, and says so, or has not: what is received is exactly what was said to
+// be sent.
 func TestCancelledSends(t *testing.T) {
 	q := private(t, 0o600)
 	roomFor(t, q, 4)
@@ -320,6 +321,82 @@ func TestManyQueues(t *testing.T) {
 	}
 	if d := time.Since(begin); d > 5*time.Second {
 		t.Errorf("cancelling took %v", d)
+	}
+}
+
+// Senders at more full queues than there are threads are let in when another process makes room, each once.
+func TestManyFullQueues(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), long)
+	defer cancel()
+	var qs []*Queue
+	var cs []<-chan error
+	for range 2 * MaxThreads {
+		q := private(t, 0o600)
+		roomFor(t, q, 3)
+		put(t, q, 1, "abc")
+		qs = append(qs, q)
+		cs = append(cs, sendLater(ctx, q, 2, "def"), sendLater(ctx, q, 3, "g"))
+	}
+	sleeping(t, MaxThreads)
+	for _, q := range qs {
+		until(t, "both wait", func() bool { return q.s.senders.Load() == 2 })
+	}
+	lengths := map[int64]int{1: 3, 2: 3, 3: 1}
+	for i, q := range qs {
+		seen := map[int64]bool{}
+		for range lengths {
+			m := make([]byte, header+3)
+			n, e := 0, unix.ENOMSG
+			until(t, "a message comes", func() bool { n, e = tryReceive(q.ID(), m, 0, 0); return e != unix.ENOMSG })
+			if typ := messageType(m); e != 0 || n != lengths[typ] || seen[typ] {
+				t.Fatalf("queue %d: %d bytes of type %d, %v, after %v", i, n, typ, e, seen)
+			}
+			seen[messageType(m)] = true
+		}
+		fails(t, q, 0, 0, unix.ENOMSG)
+	}
+	for _, c := range cs {
+		want(t, get(t, c), nil)
+	}
+}
+
+// The descriptor is readable when a message is there, not after a receive that found nothing, and for good once the queue is removed.
+func TestFD(t *testing.T) {
+	q := private(t, 0o600)
+	fd, err := q.FD()
+	want(t, err, nil)
+	readable := func(wait int) bool {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		for {
+			n, err := unix.Poll(fds, wait)
+			if err != unix.EINTR {
+				want(t, err, nil)
+				return n == 1
+			}
+		}
+	}
+	if readable(0) {
+		t.Error("readable, and nothing is there")
+	}
+	for i := range 50 {
+		put(t, q, 1+int64(i%3), "abc"[:i%4]) // those of no bytes are held until they are received
+		if !readable(int(long.Milliseconds())) {
+			t.Fatal("not readable, and a message is there")
+		}
+		fails(t, q, 9, 0, unix.ENOMSG) // finds nothing of that type: the message is told of again
+		if !readable(int(long.Milliseconds())) {
+			t.Fatal("not readable, and a message is there still")
+		}
+		gets(t, q, 0, 0, "abc"[:i%4], 1+int64(i%3))
+		until(t, "it is clear", func() bool { fails(t, q, 0, 0, unix.ENOMSG); return !readable(0) })
+	}
+	want(t, q.Remove(), nil)
+	if !readable(int(long.Milliseconds())) {
+		t.Fatal("not readable, and the queue was removed")
+	}
+	fails(t, q, 0, 0, driver.ErrRemoved)
+	if !readable(0) {
+		t.Error("not readable any more")
 	}
 }
 

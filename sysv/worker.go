@@ -23,9 +23,9 @@ type worker struct {
 	sends *waiter       // whose message it sends
 	evict bool          // another group shall have the thread
 
-	// asleep is set, under the lock, before the thread goes into the kernel, and cleared after. Only then it is interrupted. The signal
-	// may come before the system call has begun and is lost then, so it is sent again until the thread is back: naps tells which
-	// of its sleeps was meant.
+	// asleep is set, under the lock, before the thread goes into the kernel, and cleared after. Only then it is interrupted. The
+	// signal may come before the system call has begun and is lost then, so it is sent again until the thread is back: naps tells
+	// which of its sleeps was meant.
 	asleep      bool
 	interrupted bool
 	naps        uint64
@@ -162,8 +162,8 @@ func (w *worker) interrupt() {
 	}
 }
 
-// signal sends the signal and comes back to see whether it has done its work. SIGURG is what the runtime preempts with: its handler does
-// nothing else, and nobody who gets it by os/signal may take it as a message. Only a program that ignores SIGURG altogether is
+// signal sends the signal and comes back to see whether it has done its work. SIGURG is what the runtime preempts with: its handler
+// does nothing else, and nobody who gets it by os/signal may take it as a message. Only a program that ignores SIGURG altogether is
 // not reached by it; so SIGWINCH, whose default is to be ignored too, takes turns with it after a while.
 func (w *worker) signal(nap uint64, tries int) {
 	if !w.asleep || w.naps != nap {
