@@ -63,6 +63,12 @@ func (d Driver) path(name string) string {
 	return filepath.Join(d.dir(), filePrefix+escapeName.Replace(name[1:]))
 }
 
+// exists reports whether there is a file of that name, whoever may open it.
+func (d Driver) exists(name string) bool {
+	_, err := os.Lstat(d.path(name))
+	return err == nil
+}
+
 // nameOf returns the queue's name for the name of its file, or "".
 func nameOf(file string) string {
 	if !strings.HasPrefix(file, filePrefix) {

@@ -72,6 +72,9 @@ func (q *Queue) send(ctx context.Context, p *parcel, try bool) error {
 }
 
 func (q *Queue) tooLarge(n int) error {
+	if q.state.Load() != stateOpen { // a closed handle says so, whatever the length
+		return q.usable()
+	}
 	return fmt.Errorf("the body has %d bytes, the queue takes %d: %w", n, q.maxSize, driver.ErrTooLarge)
 }
 
@@ -285,6 +288,9 @@ func (q *Queue) SendBatch(ctx context.Context, ms []driver.Message, try bool) (e
 		return q.usable()
 	}
 	if len(ms) > q.maxBatch() {
+		if q.state.Load() != stateOpen {
+			return q.usable()
+		}
 		return fmt.Errorf("the batch has %d messages, the queue takes %d at once: %w", len(ms), q.maxBatch(), driver.ErrTooLarge)
 	}
 	b := batches.Get().(*batch)

@@ -158,7 +158,12 @@ func (d Driver) OpenQueue(ctx context.Context, name string, o *driver.Options) (
 		case err == nil && o.Create && o.Exclusive:
 			_ = f.Close()
 			return nil, driver.ErrExists
+		case errors.Is(err, driver.ErrPermission) && o.Create && o.Exclusive && d.exists(name):
+			return nil, driver.ErrExists // as open(2) with O_EXCL, which asks for the name alone
 		case errors.Is(err, driver.ErrNotFound) && o.Create:
+			if o.Owner != nil && *o.Owner != os.Geteuid() {
+				return nil, fmt.Errorf("the queue is not there, and one that we create would not be of user %d: %w", *o.Owner, driver.ErrPermission)
+			}
 			if f, l, err = d.createFile(name, o); errors.Is(err, driver.ErrExists) {
 				continue
 			}

@@ -316,6 +316,16 @@ func TestOwnerAndLinks(t *testing.T) {
 		}
 		before = fileHash(t, fileOf(u.d, "/real"))
 	}
+	other := strangerID
+	if _, err := u.d.OpenQueue(ctx, "/none", &driver.Options{Create: true, Owner: &other}); !errors.Is(err, driver.ErrPermission) {
+		t.Errorf("a queue was created for another user: %v", err)
+	}
+	if _, err := os.Lstat(fileOf(u.d, "/none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a refused open has created the queue: %v", err)
+	}
+	if got := u.stranger.ask("create /real 600 0"); got != "exists" {
+		t.Errorf("a stranger creates, exclusively, what is there: %s", got)
+	}
 	if err := os.Link(fileOf(u.d, "/real"), filepath.Join(u.d.Dir, "second")); err != nil {
 		t.Fatal(err)
 	}
