@@ -5,7 +5,6 @@ package shm
 import (
 	"context"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -61,7 +60,7 @@ type client struct {
 	steps   int  // passed, since its operation of interest began
 	ops     []func(*client)
 	opening bool         // another handle,
-	strays  map[int]bool // with these descriptors;
+	strays  map[int]bool // with duplicates of these descriptors;
 	before  map[int]bool // those were there when it began
 	inside  bool         // it has held the lock, and its mark still says so,
 	area    uint64
@@ -109,8 +108,15 @@ func (c *client) stop() {
 		runtime.Goexit()
 	}
 	if c.opening && c.strays == nil {
-		c.strays = c.w.descriptors()
-		maps.DeleteFunc(c.strays, func(fd int, _ bool) bool { return c.before[fd] })
+		c.strays = map[int]bool{}
+		for fd := range c.w.descriptors() {
+			if !c.before[fd] {
+				// A duplicate: once c is dead its own may be closed by the garbage collector, and the mapping would keep the lock.
+				if d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+					c.strays[d] = true
+				}
+			}
+		}
 	}
 	c.yield <- true
 	if !<-c.resume {
@@ -174,7 +180,7 @@ func (w *world) run(c *client, live bool) bool {
 			lk := unix.Flock_t{Type: unix.F_UNLCK, Start: lockBase, Len: maxParts}
 			_ = unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lk)
 		}
-		c.strays = nil
+		c.forgetStrays()
 	}
 	w.ledger.look(c)
 	return more
@@ -195,7 +201,15 @@ func (w *world) runTo(c *client, place string) bool {
 func (c *client) opens(f func()) {
 	c.opening, c.strays, c.before = true, nil, c.w.descriptors()
 	f()
-	c.opening, c.strays = false, nil
+	c.opening = false
+	c.forgetStrays()
+}
+
+func (c *client) forgetStrays() {
+	for fd := range c.strays {
+		_ = unix.Close(fd)
+	}
+	c.strays = nil
 }
 
 // descriptors are those of the queue's file.
