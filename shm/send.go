@@ -72,7 +72,7 @@ func (q *Queue) send(ctx context.Context, p *parcel, try bool) error {
 }
 
 func (q *Queue) tooLarge(n int) error {
-	if q.state.Load() != stateOpen { // a closed handle says so, whatever the length
+	if q.state.Load() != stateOpen || q.base == nil { // a closed handle says so, and an observer's, whatever the length
 		return q.usable()
 	}
 	return fmt.Errorf("the body has %d bytes, the queue takes %d: %w", n, q.maxSize, driver.ErrTooLarge)
