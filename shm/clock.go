@@ -28,6 +28,7 @@ type coarseClock struct {
 
 const (
 	coarseTicks = 1_000_000
+	coarseLate  = 8 * coarseTicks // the tick is late
 	coarseTick  = 2 * time.Millisecond
 	fastUses    = 512 // stamps between two looks: the ticks are worth it
 )
@@ -61,6 +62,27 @@ func (c *coarseClock) look() int64 {
 	c.at.Store(t)
 	c.uses.Store(0)
 	return n
+}
+
+// check looks whether the noted time is still that of a tick: the goroutine that notes it may have no processor, or the process may
+// have been stopped. Every sender asks now and then.
+func (c *coarseClock) check() {
+	if c.noted.Load() == 0 || ticks()-c.at.Load() < coarseLate {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.noted.Load() != 0 {
+		c.renote()
+	}
+}
+
+// renote notes the time. The caller holds mu.
+func (c *coarseClock) renote() {
+	n := time.Now().UnixNano()
+	c.noted.Store(n)
+	c.ns.Store(n)
+	c.at.Store(ticks())
 }
 
 // start begins to note the time, until nobody has used it for a while or the last handle is closed.
@@ -103,7 +125,7 @@ func (c *coarseClock) note(stop chan struct{}, idle int) bool {
 		c.stop = nil
 		return false
 	}
-	c.noted.Store(time.Now().UnixNano())
+	c.renote()
 	return true
 }
 

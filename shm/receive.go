@@ -105,7 +105,7 @@ func (q *Queue) attempt(ctx context.Context, f *driver.Filter, room int, c *clai
 	}
 	err := q.usable()
 	if q.gather.due {
-		q.gather.due = false
+		q.gather.due, q.gather.waited = false, true
 		pauseFor(gatherMixed)
 	}
 	for err == nil {
@@ -226,8 +226,8 @@ func (q *Queue) look() (int, error) {
 	if err := q.drainAndCollect(); err != nil { // what came may be due, or over, already
 		return 0, err
 	}
-	if got := h.drained - before; got-1 < 2 && best >= 0 && q.gather.isFast(h.taken, gatherClaims) {
-		q.gather.due = true
+	if best >= 0 {
+		q.gather.drained(h.drained-before, h.taken)
 	}
 	if best = a.top(); alerted && best >= 0 && uint64(best) > curPrio(c) {
 		cas(q.cur, c, curWord(curEpoch(c), uint64(best))) // fewer alerts; failing is as good

@@ -120,7 +120,7 @@ func (q *Queue) pace(l *lane, size uint64) {
 	if n := seqDiff(headSeq(load(q.head)), c); n <= 0 || uint64(n)*size < paceDepth {
 		return
 	}
-	for range 1 + size/paceCopy {
+	for range 1 + min(size, paceMost)/paceCopy {
 		pauseFor(1)
 		if consumed() != c {
 			return
@@ -131,8 +131,9 @@ func (q *Queue) pace(l *lane, size uint64) {
 
 const (
 	paceFrom  = 16 << 10
-	paceDepth = 512 << 10 // of bodies waiting
-	paceCopy  = 8 << 10   // a microsecond's
+	paceDepth = 1 << 20 // of bodies waiting
+	paceCopy  = 8 << 10 // a microsecond's
+	paceMost  = 1 << 20 // what is larger falls out of the cache by itself, and TrySend must not wait long
 )
 
 // takeLane finds a lane that no other goroutine is in.
@@ -163,6 +164,9 @@ func (q *Queue) sentAway(ctx context.Context) error {
 // prepare reserves a slot and fills it.
 func (q *Queue) prepare(l *lane, pos uint64, p *parcel) (uint64, error) {
 	p.plan(q)
+	if l.stamped++; l.stamped%64 == 0 {
+		stamps.check()
+	}
 	s, err := q.reserve(l, pos, len(p.body) > shortBody || p.place)
 	if err != nil {
 		return 0, err

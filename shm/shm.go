@@ -74,7 +74,8 @@ type Queue struct {
 	positions  atomic.Uint64 // free ledger positions of the pool
 	poolFreed  chan struct{} // somebody gave one back
 	lk         turn          // the one goroutine that seeks or holds the queue's lock
-	gather     gather
+	gather     gather        // of looks, under lk
+	gatherIdle gather        // of the one plain receiver that waits, under recvTurn
 	filters    filterIndex
 	hold       holder
 	recvTurn   turn // the one plain receiver that sleeps

@@ -30,6 +30,7 @@ type lane struct {
 	ahead    uint64 // those of them that were not fetched into the cache yet
 	consumed uint64 // a lower bound of how much was consumed
 	full     bool   // the last try met a full queue
+	stamped  uint8  // sends, as far as it goes
 	unpaced  int    // so many sends are not held back
 	_        [64]byte
 }

@@ -21,8 +21,9 @@ type turn struct {
 
 const (
 	turnSettles = 100 // PAUSE instructions: longer than a store can be under way
-	turnSlice   = 5 * time.Millisecond
+	turnSlice   = 20 * time.Millisecond
 	turnRarely  = 10 * time.Second
+	turnWatch   = 2 // waiters who look after turnSlice: the first may give up
 )
 
 func (t *turn) tryLock() bool { return atomic.CompareAndSwapUint32(&t.state, 0, 1) }
@@ -38,17 +39,18 @@ func (t *turn) lock(ctx context.Context, closed <-chan struct{}) bool {
 		return true
 	}
 	ch := make(chan struct{})
-	slice := turnRarely
-	if len(t.waiters) == 0 { // the 2 is ours
-		slice = turnSlice
-	}
+	place := len(t.waiters) // first: the 2 is ours
 	t.waiters = append(t.waiters, ch)
 	t.mu.Unlock()
-	if slice == turnSlice {
+	if place == 0 {
 		pause(turnSettles)
 		if t.overrun(ch) {
 			return true
 		}
+	}
+	slice := turnRarely
+	if place < turnWatch {
+		slice = turnSlice
 	}
 	timer := time.NewTimer(slice)
 	defer timer.Stop()
@@ -60,7 +62,7 @@ func (t *turn) lock(ctx context.Context, closed <-chan struct{}) bool {
 			if t.overrun(ch) {
 				return true
 			}
-			slice = min(2*slice, turnRarely)
+			slice = min(4*slice, turnRarely)
 			timer.Reset(slice)
 			continue
 		case <-ctx.Done():

@@ -62,3 +62,30 @@ func TestTurn(t *testing.T) {
 	}
 	t.Logf("turns %v, given up %d", done, gaveUp.Load())
 }
+
+// The waiter whose mark was run over has given up meanwhile: the next one finds out as well.
+func TestTurnOverrunThenLeft(t *testing.T) {
+	var tn turn
+	tn.tryLock()
+	ctx, stop := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer stop()
+	a, b := make(chan bool), make(chan bool)
+	go func() { a <- tn.lock(ctx, nil) }()
+	for atomic.LoadUint32(&tn.state) != 2 {
+		time.Sleep(time.Millisecond)
+	}
+	go func() {
+		tn.mustLock()
+		b <- true
+	}()
+	time.Sleep(5 * time.Millisecond)
+	if <-a {
+		t.Fatal("the turn was given twice")
+	}
+	release(&tn.state) // as by a holder that looked before anybody waited
+	select {
+	case <-b:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the second waiter is forgotten")
+	}
+}

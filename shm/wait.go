@@ -232,14 +232,19 @@ type gather struct {
 	taken uint64 // messages claimed by this handle at the last meagre look
 	at    uint64 // ticks then
 	due   bool   // the next receive waits a moment before it takes the lock
+
+	waited        bool // the last look came after such a moment
+	skip, skipped int  // after moments in which nothing gathered: so many meagre looks go by without one, so many went by
 }
 
 const (
 	gatherFast   = 1200 // ticks a message: some two millions a second
 	gatherEmpty  = 2    // microseconds to let messages gather in an empty queue
 	gatherMixed  = 7    // and in one that has some, though none as urgent as what may come
-	gatherClaims = 8    // meagre looks within so many receives count as one after the other
-	roomLook     = 4    // microseconds between two looks for room
+	gatherWorth  = 4    // messages that make a moment worth it
+	gatherSkip   = 1024
+	gatherClaims = 8 // meagre looks within so many receives count as one after the other
+	roomLook     = 4 // microseconds between two looks for room
 	roomLooks    = 25
 )
 
@@ -254,11 +259,31 @@ func (g *gather) isFast(taken, most uint64) bool {
 	return n > 0 && n <= most && since < n*gatherFast
 }
 
+// drained notes how many messages a look found that was not the first on an empty index, and decides whether the next one waits.
+// Where nothing gathers in such a moment, as when one goroutine sends and receives in turn, it is tried ever more rarely.
+func (g *gather) drained(n, taken uint64) {
+	if g.waited {
+		g.waited = false
+		if n < gatherWorth {
+			g.skip = min(2*g.skip+1, gatherSkip)
+		} else {
+			g.skip = 0
+		}
+		g.skipped = 0
+	}
+	if n-1 >= 2 || !g.isFast(taken, gatherClaims) {
+		return
+	}
+	if g.skipped++; g.skipped > g.skip {
+		g.due = true
+	}
+}
+
 // letGather waits a moment before an empty queue is looked at again.
 func (q *Queue) letGather(taken uint64) {
-	if q.gather.isFast(taken, 1<<32) {
+	if q.gatherIdle.isFast(taken, 1<<32) {
 		pauseFor(gatherEmpty)
-		q.gather.at = ticks()
+		q.gatherIdle.at = ticks()
 	}
 }
 
