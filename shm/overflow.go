@@ -124,6 +124,13 @@ func (q *Queue) roomUnderLock(low, n, limit uint64, policy driver.Overflow) (boo
 		}
 	}
 	for tries := uint64(0); uint64(seqDiff(headSeq(load(q.head))+n, load(a.consumed))) > limit; tries++ {
+		if policy < driver.DropOldest && tries <= q.max && headSeq(load(q.head)) != q.hold.drained {
+			// What came meanwhile may be over already.
+			if err := q.drainAndCollect(); err != nil {
+				return false, err
+			}
+			continue
+		}
 		if policy < driver.DropOldest || tries > 2*q.max {
 			return false, nil
 		}
