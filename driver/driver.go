@@ -187,7 +187,7 @@ type Options struct {
 	Exclusive bool // with Create: fail with ErrExists if it is there
 	ReadOnly  bool // observe only (Stat, Peek, Watch, Who, Check): read permission is enough
 	Owner     *int // not nil: ErrPermission unless this user id owns the queue
-	Envelope  bool // on drivers that carry bare bodies: send metadata in an envelope; ErrUnsupported where there is none (the kernel's queues)
+	Envelope  bool // on drivers that carry bare bodies (the kernel's queues): metadata travel in an envelope before the body, see docs/envelope.md
 
 	// -- for creation
 	Mode        fs.FileMode // permission bits, less the umask; 0: 0600

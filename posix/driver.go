@@ -13,13 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kumquat-mq/kumquat/driver"
+	"github.com/kumquat-mq/kumquat/envelope"
 )
 
 // Driver returns the driver of "posix:/name" queues.
 //
 // What differs from the engine, because the kernel has it so:
 //   - Bare bodies and priorities travel, so that C programs interoperate: no metadata, types, filters, delays, expiry, batches,
-//     peeking. A message or an option that needs one of them is ErrUnsupported.
+//     peeking. A message or an option that needs one of them is ErrUnsupported. With Options.Envelope metadata and types travel in
+//     an envelope (docs/envelope.md), for which 4,096 bytes of each message are set aside: a queue is made so much longer than
+//     MaxSize, and one that takes no longer messages is ErrUnsupported. Bare bodies are received all the same. A damaged envelope is
+//     an *envelope.Error with its bytes: the kernel cannot leave the message where it is.
 //   - Receiving into a buffer shorter than the queue's MaxSize is ErrUnsupported, even if the message would fit.
 //   - Options.MaxMessages and MaxSize of 0 mean fs.mqueue.msg_default and msgsize_default, MaxHandles means nothing, and Overflow
 //     Reject holds for the handle it was opened with, since the kernel cannot store it.
@@ -36,6 +40,7 @@ type theDriver struct{}
 type handle struct {
 	q        *Queue
 	readOnly bool
+	envelope bool
 	overflow driver.Overflow
 	buffers  sync.Pool // of *[]byte, MaxSize long: the kernel wants that much room whatever comes
 }
@@ -53,6 +58,8 @@ func (h *handle) Able(a driver.Ability) bool {
 	switch a {
 	case driver.Purging, driver.Notifying, driver.Descriptors, driver.Priorities, driver.Modes:
 		return true
+	case driver.Metadata:
+		return h.envelope
 	}
 	return false
 }
@@ -79,11 +86,18 @@ func (theDriver) Open(_ context.Context, name string, o *driver.Options) (driver
 		}
 		attr, mode = shape(o)
 	}
-	if o.Create && o.Owner != nil && *o.Owner != os.Geteuid() {
+	foreign := o.Create && o.Owner != nil && *o.Owner != os.Geteuid()
+	if foreign {
 		flags &^= CreateFlag | ExclusiveFlag // what this user makes, this user owns: it could only be there already
 	}
 	q, err := Open(name, flags, mode, attr)
-	if errors.Is(err, driver.ErrNotFound) && o.Create && o.Owner != nil {
+	if foreign && o.Exclusive && (err == nil || errors.Is(err, unix.EACCES)) { // also one that its mode closes to this user is there
+		if err == nil {
+			_ = q.Close()
+		}
+		return nil, openError(unix.EEXIST, name, flags, attr)
+	}
+	if errors.Is(err, driver.ErrNotFound) && foreign {
 		return nil, fmt.Errorf("%w: user %d cannot make a queue that user %d owns", driver.ErrPermission, os.Geteuid(), *o.Owner)
 	}
 	if err != nil {
@@ -95,7 +109,12 @@ func (theDriver) Open(_ context.Context, name string, o *driver.Options) (driver
 			return nil, err
 		}
 	}
-	h := &handle{q: q, readOnly: o.ReadOnly, overflow: o.Overflow}
+	if o.Envelope && q.size <= envelope.Overhead {
+		_ = q.Close()
+		return nil, fmt.Errorf("%w: the queue takes messages of %d bytes, and an envelope may need %d: make one with a larger MaxSize", driver.ErrUnsupported,
+			q.size, envelope.Overhead)
+	}
+	h := &handle{q: q, readOnly: o.ReadOnly, envelope: o.Envelope, overflow: o.Overflow}
 	h.buffers.New = func() any {
 		b := make([]byte, q.size)
 		return &b
@@ -111,8 +130,6 @@ func refuse(o *driver.Options) error {
 	switch {
 	case o.ReadOnly && o.Create:
 		return fmt.Errorf("%w: an observer cannot create a queue", driver.ErrInvalid)
-	case o.Envelope:
-		return no("envelope for metadata")
 	case !o.Create:
 		return nil
 	case o.Overflow > driver.Reject:
@@ -131,7 +148,7 @@ func shape(o *driver.Options) (*Attr, fs.FileMode) {
 	if mode == 0 {
 		mode = 0o600
 	}
-	if o.MaxMessages == 0 && o.MaxSize == 0 {
+	if o.MaxMessages == 0 && o.MaxSize == 0 && !o.Envelope {
 		return nil, mode
 	}
 	a := Attr{MaxMessages: o.MaxMessages, MaxSize: o.MaxSize}
@@ -140,6 +157,9 @@ func shape(o *driver.Options) (*Attr, fs.FileMode) {
 	}
 	if a.MaxSize == 0 {
 		a.MaxSize = sysctl("msgsize_default")
+	}
+	if o.Envelope && (o.MaxSize > 0 || a.MaxSize <= envelope.Overhead) {
+		a.MaxSize += envelope.Overhead // of a longer default size, the envelope takes its part
 	}
 	return &a, mode
 }
@@ -205,22 +225,58 @@ func (x *Info) stats() driver.Stats {
 	}
 }
 
+// mayUse tells what the handle refuses: as with a descriptor, that it is closed comes before what it was opened for, and before what
+// is wrong with the message.
+func (h *handle) mayUse() error {
+	switch {
+	case h.q.users.Load() >= closedBit:
+		return driver.ErrClosed
+	case h.readOnly:
+		return errObserver
+	}
+	return nil
+}
+
 // Send implements driver.Queue.
 func (h *handle) Send(ctx context.Context, m driver.Message, try bool) error {
-	if h.readOnly {
-		return errObserver
+	if err := h.mayUse(); err != nil {
+		return err
+	}
+	if h.envelope {
+		return h.sendSealed(ctx, &m, try)
 	}
 	if m.Type > 1 || m.ID != "" || m.Key != "" || m.Group != "" || m.CorrelationID != "" || m.ReplyTo != "" || m.ContentType != "" ||
 		len(m.Headers) > 0 || !m.NotBefore.IsZero() || !m.Expires.IsZero() {
 		return errBare
 	}
+	return h.send(ctx, m.Body, m.Priority, try)
+}
+
+func (h *handle) send(ctx context.Context, body []byte, priority int, try bool) error {
 	if try || h.overflow == driver.Reject {
-		return h.q.TrySend(m.Body, m.Priority)
+		return h.q.TrySend(body, priority)
 	}
-	return h.q.SendContext(ctx, m.Body, m.Priority)
+	return h.q.SendContext(ctx, body, priority)
+}
+
+func (h *handle) sendSealed(ctx context.Context, m *driver.Message, try bool) error {
+	if !m.NotBefore.IsZero() || !m.Expires.IsZero() {
+		return errTimes
+	}
+	if most := h.q.size - envelope.Overhead; len(m.Body) > most {
+		return failure(driver.ErrTooLarge, unix.EMSGSIZE, "%d bytes, and beside its envelope the queue takes %d", len(m.Body), most)
+	}
+	b := h.buffers.Get().(*[]byte)
+	defer h.buffers.Put(b)
+	sealed, err := envelope.Seal((*b)[:0], m, envelope.HasPriority)
+	if err != nil {
+		return err
+	}
+	return h.send(ctx, sealed, m.Priority, try)
 }
 
 var (
+	errTimes    = fmt.Errorf("%w: a POSIX queue neither delays messages nor drops those that expire", driver.ErrUnsupported)
 	errObserver = fmt.Errorf("%w: the handle was opened with ReadOnly, to observe", driver.ErrPermission)
 	errBare     = fmt.Errorf("%w: a POSIX queue carries a body and a priority, no type, metadata, delay or expiry", driver.ErrUnsupported)
 	errFilter   = fmt.Errorf("%w: a POSIX queue gives out its first message only, no filter can be applied", driver.ErrUnsupported)
@@ -228,28 +284,45 @@ var (
 
 // Receive implements driver.Queue.
 func (h *handle) Receive(ctx context.Context, f driver.Filter, try bool) (driver.Message, error) {
-	if h.readOnly {
-		return driver.Message{}, errObserver
+	if err := h.mayUse(); err != nil {
+		return driver.Message{}, err
 	}
 	if !f.Any() {
 		return driver.Message{}, errFilter
 	}
 	b := h.buffers.Get().(*[]byte)
 	defer h.buffers.Put(b)
-	var n, priority int
-	var err error
-	if try {
-		n, priority, err = h.q.TryReceive(*b)
-	} else {
-		n, priority, err = h.q.ReceiveContext(ctx, *b)
+	for range expiredAtOnce {
+		var n, priority int
+		var err error
+		if try {
+			n, priority, err = h.q.TryReceive(*b)
+		} else {
+			n, priority, err = h.q.ReceiveContext(ctx, *b)
+		}
+		if err != nil {
+			return driver.Message{}, err
+		}
+		if !h.envelope {
+			m := driver.Message{Priority: priority, Type: 1, Body: make([]byte, n)}
+			copy(m.Body, *b)
+			return m, nil
+		}
+		m, live, err := envelope.Unseal((*b)[:n])
+		if err != nil {
+			return driver.Message{}, err
+		}
+		if live {
+			m.Priority, m.Type = priority, max(m.Type, 1)
+			return m, nil
+		}
 	}
-	if err != nil {
-		return driver.Message{}, err
-	}
-	m := driver.Message{Priority: priority, Type: 1, Body: make([]byte, n)}
-	copy(m.Body, *b)
-	return m, nil
+	return driver.Message{}, fmt.Errorf("%w: nothing but messages that have expired came", driver.ErrCorrupt)
 }
+
+// expiredAtOnce bounds what one receive discards. Queues are shorter (65,536 at most), so only somebody who sends expired messages
+// without end gets there.
+const expiredAtOnce = 1 << 17
 
 // Stat implements driver.Queue.
 func (h *handle) Stat(context.Context) (driver.Stats, error) {
@@ -259,6 +332,10 @@ func (h *handle) Stat(context.Context) (driver.Stats, error) {
 	}
 	s := x.stats()
 	s.Overflow = h.overflow
+	if h.envelope {
+		s.MaxSize -= envelope.Overhead
+		s.Bytes = -1 // the kernel counts envelopes and bodies together
+	}
 	return s, nil
 }
 
@@ -273,10 +350,10 @@ func (h *handle) Notify(ctx context.Context) (<-chan struct{}, error) {
 	return h.q.watch.subscribe(ctx, h.q)
 }
 
-// Purge implements driver.Purger.
-func (h *handle) Purge(ctx context.Context, f driver.Filter) (int, error) {
-	if h.readOnly {
-		return 0, errObserver
+// Purge implements driver.Purger. It never waits, so the context says nothing.
+func (h *handle) Purge(_ context.Context, f driver.Filter) (int, error) {
+	if err := h.mayUse(); err != nil {
+		return 0, err
 	}
 	if !f.Any() {
 		return 0, errFilter
@@ -288,9 +365,6 @@ func (h *handle) Purge(ctx context.Context, f driver.Filter) (int, error) {
 	b := h.buffers.Get().(*[]byte)
 	defer h.buffers.Put(b)
 	for n := range a.Messages {
-		if ctx.Err() != nil {
-			return n, driver.ContextError(ctx)
-		}
 		if _, _, err := h.q.TryReceive(*b); errors.Is(err, driver.ErrEmpty) {
 			return n, nil
 		} else if err != nil {

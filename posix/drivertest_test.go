@@ -64,7 +64,7 @@ func TestRefused(t *testing.T) {
 	url := "posix:" + uniqueName()
 	for _, o := range []kumquat.Options{
 		{Overflow: kumquat.DropOldest}, {Overflow: kumquat.DropLowest}, {Headroom: kumquat.Headroom{Percent: 1, Priority: 1}},
-		{Durability: kumquat.Always}, {Durability: kumquat.Interval}, {Envelope: true},
+		{Durability: kumquat.Always}, {Durability: kumquat.Interval},
 	} {
 		o.Create = true
 		_, err := kumquat.Open(ctx, url, &o)
@@ -81,10 +81,18 @@ func TestRefused(t *testing.T) {
 	_, err = kumquat.Open(ctx, url, nil)
 	is(t, err, kumquat.ErrNotFound) // none of these made it
 
+	_, err = kumquat.Open(ctx, url, &kumquat.Options{Create: true, Exclusive: true, Owner: &other})
+	is(t, err, kumquat.ErrPermission)
+
 	q, err := kumquat.Open(ctx, url, &kumquat.Options{Create: true, MaxMessages: 3, MaxHandles: 7})
 	is(t, err, nil)
 	defer kumquat.Remove(ctx, url)
 	defer q.Close()
+	_, err = kumquat.Open(ctx, url, &kumquat.Options{Create: true, Owner: &other})
+	is(t, err, kumquat.ErrPermission)
+	_, err = kumquat.Open(ctx, url, &kumquat.Options{Create: true, Exclusive: true, Owner: &other}) // that it is there comes first
+	is(t, err, kumquat.ErrExists)
+	is(t, err, syscall.EEXIST)
 	for _, m := range []kumquat.Message{
 		{Type: 2}, {ID: "x"}, {Key: "x"}, {Group: "x"}, {CorrelationID: "x"}, {ReplyTo: "/x"}, {ContentType: "x"}, {Headers: map[string]string{"a": "b"}},
 		{NotBefore: time.Now()}, {Expires: time.Now().Add(time.Hour)},
@@ -96,6 +104,13 @@ func TestRefused(t *testing.T) {
 	is(t, err, kumquat.ErrUnsupported)
 	_, err = q.Purge(ctx, kumquat.Type(1))
 	is(t, err, kumquat.ErrUnsupported)
+	done, cancel := context.WithCancel(ctx)
+	cancel()
+	is(t, q.TrySend(kumquat.Message{Body: []byte("y")}), nil)
+	if n, err := q.Purge(done); err != nil || n != 2 {
+		t.Errorf("a purge, which never waits, under a context that is done: %d, %v", n, err)
+	}
+	is(t, q.TrySend(kumquat.Message{Body: []byte("x")}), nil)
 	if m, err := q.TryReceive(); err != nil || string(m.Body) != "x" || m.Type != 1 {
 		t.Errorf("received %+v, %v", m, err)
 	}

@@ -2,13 +2,9 @@ package sysv_test
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"sync/atomic"
-	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/kumquat-mq/kumquat"
 	"github.com/kumquat-mq/kumquat/driver/drivertest"
@@ -29,31 +25,22 @@ var keys atomic.Int64
 // unprivileged is the user nobody.
 const unprivileged = 65534
 
-// conformance declares what the kernel cannot do. The suite runs with another effective user than root, because its test of
-// permissions plays another user with setfsuid(2), which means nothing to System V queues (TestPermissions does it with a process).
-func conformance(t testing.TB) drivertest.Harness {
-	if os.Geteuid() == 0 {
-		if err := syscall.Setreuid(-1, unprivileged); err != nil {
-			t.Logf("the suite runs as root: %v", err)
-		} else {
-			_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0) // else /proc/self is root's, and the suite looks there
-			t.Cleanup(func() {
-				if err := syscall.Setreuid(-1, 0); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-	}
+// conformance declares what the kernel cannot do, for a scheme: without priorities, or, as sysv+priority, without types.
+func conformance(t testing.TB, scheme string) drivertest.Harness {
 	h := drivertest.Harness{
-		URL: func(testing.TB) string {
-			return fmt.Sprintf("sysv+priority:0x%08x", 0x4b510000+keys.Add(1))
-		},
+		URL: func(testing.TB) string { return fmt.Sprintf("%s:0x%08x", scheme, 0x4b510000+keys.Add(1)) },
 		Cannot: []kumquat.Ability{
-			kumquat.Batches, kumquat.ZeroCopy, kumquat.Peeking, kumquat.Notifying, kumquat.Watching, kumquat.Inspecting, kumquat.Filters,
-			kumquat.Metadata, kumquat.Delays, kumquat.Expiry, kumquat.Dropping, kumquat.Headrooms,
+			kumquat.Batches, kumquat.ZeroCopy, kumquat.Notifying, kumquat.Watching, kumquat.Inspecting, kumquat.Filters, kumquat.Metadata,
+			kumquat.Delays, kumquat.Expiry, kumquat.Dropping, kumquat.Headrooms,
 		},
 		MaxMessages: 2000, MaxSize: 70_001,
 		NoCounts: true,
+	}
+	if scheme == "sysv" {
+		h.Cannot = append(h.Cannot, kumquat.Priorities)
+	}
+	if !canCopy(t) {
+		h.Cannot = append(h.Cannot, kumquat.Peeking)
 	}
 	if l, _, err := sysv.GetLimits(); err != nil {
 		t.Fatal(err)
@@ -71,6 +58,10 @@ func conformance(t testing.TB) drivertest.Harness {
 	return h
 }
 
-func TestConformance(t *testing.T) { drivertest.Run(t, conformance(t)) }
+func TestConformance(t *testing.T) {
+	for _, scheme := range []string{"sysv", "sysv+priority"} {
+		t.Run(scheme, func(t *testing.T) { drivertest.Run(t, conformance(t, scheme)) })
+	}
+}
 
-func BenchmarkConformance(b *testing.B) { drivertest.Benchmark(b, conformance(b)) }
+func BenchmarkConformance(b *testing.B) { drivertest.Benchmark(b, conformance(b, "sysv+priority")) }

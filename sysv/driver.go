@@ -24,6 +24,10 @@ import (
 // it with Create and the same numbers, keeps to them exactly; processes that send at the same moment may each add one message too
 // many, within msg_qbytes. The others, C programs among them, are bound by msg_qbytes alone. Where such a count, not the bytes, makes a
 // sender wait, another process's receive is noticed within some 5 ms.
+//
+// With Options.Envelope metadata travel in an envelope (docs/envelope.md), for which msg_qbytes has 4,096 bytes more for each message, as
+// far as kernel.msgmnb allows; Peek shows when messages were sent. Bare bodies are received all the same. A damaged envelope is an
+// *envelope.Error with its bytes: the kernel cannot leave the message where it is.
 func Driver() driver.Driver { return kind{} }
 
 // PriorityDriver returns the driver for kumquat.Register("sysv+priority", …): the same queues, with priorities instead of types. A
@@ -41,6 +45,7 @@ type handle struct {
 	q          *Queue
 	priorities bool
 	readOnly   bool
+	envelope   bool // metadata and body travel together, see envelope.go
 }
 
 var (
@@ -62,8 +67,6 @@ func (k kind) Open(_ context.Context, name string, o *driver.Options) (driver.Qu
 		return nil, err
 	}
 	switch {
-	case o.Envelope:
-		return nil, unsupported("System V queues carry bare bodies: Envelope")
 	case o.Create && o.Overflow > driver.Reject:
 		return nil, unsupported("a System V queue cannot drop messages: Overflow DropOldest and DropLowest")
 	case o.Create && o.Headroom != driver.Headroom{}:
@@ -84,14 +87,18 @@ func (k kind) Open(_ context.Context, name string, o *driver.Options) (driver.Qu
 	if errors.Is(err, driver.ErrRemoved) {
 		err = getError(unix.ENOENT, p.key) // between the two calls
 	}
+	h := &handle{q: q, priorities: k.priorities, readOnly: o.ReadOnly}
+	if err == nil && o.Envelope {
+		err = h.sealed(&st)
+	}
 	if err != nil {
 		_ = q.Close()
 		return nil, err
 	}
-	if sh := shapeOf(o); sh != nil && (made || sh.messages > 0 && o.MaxSize > 0 && int64(sh.messages)*int64(sh.size) == st.QBytes) {
+	if sh := shapeOf(o); sh != nil && (made || madeFor(o, st.QBytes)) {
 		q.s.shape.CompareAndSwap(nil, sh) // who made it, or opened it first, has said it for the process
 	}
-	return &handle{q: q, priorities: k.priorities, readOnly: o.ReadOnly}, nil
+	return h, nil
 }
 
 // get finds the queue or makes it.
@@ -117,6 +124,10 @@ func (k kind) get(p place, o *driver.Options) (q *Queue, made bool, err error) {
 		}
 		return q, false, nil
 	}
+	if o.Create && o.Owner != nil && *o.Owner != os.Geteuid() {
+		q, err = foreign(p.key, want, o)
+		return q, false, err
+	}
 	for {
 		if !o.Exclusive {
 			if q, err = Get(p.key, 0, want); err == nil || !o.Create || !errors.Is(err, driver.ErrNotFound) {
@@ -133,7 +144,10 @@ func (k kind) get(p place, o *driver.Options) (q *Queue, made bool, err error) {
 		}
 		q, err = Get(p.key, Create|Exclusive, mode&^umask())
 		if err == nil && bytes > 0 {
-			if err = q.Set(Change{QBytes: &bytes}); err != nil {
+			if err = q.Set(Change{QBytes: &bytes}); errors.Is(err, driver.ErrLimit) && tight(o) {
+				err = nil
+			}
+			if err != nil {
 				_ = q.Remove()
 				_ = q.Close()
 				return nil, false, err
@@ -145,21 +159,44 @@ func (k kind) get(p place, o *driver.Options) (q *Queue, made bool, err error) {
 	}
 }
 
+// foreign finds a queue that another user shall own, without making it: what this user makes, this user owns.
+func foreign(key Key, want fs.FileMode, o *driver.Options) (*Queue, error) {
+	if o.Exclusive {
+		want = 0 // whether it is there matters, not whether it may be used
+	}
+	q, err := Get(key, 0, want)
+	switch {
+	case errors.Is(err, driver.ErrNotFound):
+		return nil, failure(driver.ErrPermission, unix.EACCES, "user %d cannot make a queue that user %d owns", os.Geteuid(), *o.Owner)
+	case err == nil && o.Exclusive:
+		_ = q.Close()
+		return nil, getError(unix.EEXIST, key)
+	}
+	return q, err
+}
+
 // room returns msg_qbytes for a new queue; 0: as the kernel has it.
 func room(o *driver.Options) (int64, error) {
 	most, size := sysctl("msgmnb"), sysctl("msgmax")
-	if o.MaxSize > size && size >= 0 {
-		return 0, failure(driver.ErrLimit, unix.EINVAL, "MaxSize %d is above kernel.msgmax = %d; it is raised by: sysctl -w kernel.msgmax=%d",
-			o.MaxSize, size, o.MaxSize)
+	longest := o.MaxSize
+	if longest > 0 {
+		longest += sealing(o)
+	}
+	if longest > size && size >= 0 {
+		what := "MaxSize"
+		if o.Envelope {
+			what = "MaxSize and envelope"
+		}
+		return 0, failure(driver.ErrLimit, unix.EINVAL, "%s %d is above kernel.msgmax = %d; it is raised by: sysctl -w kernel.msgmax=%d", what, longest, size, longest)
 	}
 	switch {
-	case o.MaxMessages > 0 && o.MaxSize > 0:
-		if int64(o.MaxMessages) > 1<<62/int64(o.MaxSize) {
+	case o.MaxMessages > 0 && longest > 0:
+		if int64(o.MaxMessages) > 1<<62/int64(longest) {
 			return 0, qbytesError(1<<63 - 1)
 		}
-		return int64(o.MaxMessages) * int64(o.MaxSize), nil
-	case max(o.MaxMessages, o.MaxSize) > most && most >= 0:
-		return int64(max(o.MaxMessages, o.MaxSize)), nil // Set says why not, if it may not
+		return int64(o.MaxMessages) * int64(longest), nil
+	case max(o.MaxMessages, longest) > most && most >= 0:
+		return int64(max(o.MaxMessages, longest)), nil // Set says why not, if it may not
 	}
 	return 0, nil
 }

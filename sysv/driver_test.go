@@ -261,7 +261,7 @@ func TestOptions(t *testing.T) {
 	}{
 		{driver.Options{Create: true, MaxMessages: 1, MaxSize: l.MaxSize + 1}, driver.ErrLimit, "sysctl -w kernel.msgmax="},
 		{driver.Options{Create: true, MaxMessages: 1 << 40, MaxSize: 1 << 30}, driver.ErrLimit, ""},
-		{driver.Options{Create: true, Envelope: true}, driver.ErrUnsupported, "Envelope"},
+		{driver.Options{Create: true, Envelope: true, MaxMessages: 1, MaxSize: l.MaxSize}, driver.ErrLimit, "MaxSize and envelope"},
 		{driver.Options{Create: true, Overflow: driver.DropOldest}, driver.ErrUnsupported, "Overflow"},
 		{driver.Options{Create: true, Headroom: driver.Headroom{Percent: 1}}, driver.ErrUnsupported, "Headroom"},
 		{driver.Options{Create: true, Durability: driver.Always}, driver.ErrUnsupported, "Durability"},
@@ -367,10 +367,30 @@ func TestPermissions(t *testing.T) {
 	other := 65534
 	_, err = Driver().Open(t.Context(), st.Key.String(), &driver.Options{Owner: &other})
 	want(t, err, driver.ErrPermission)
+	// A queue that another user shall own is not made: there was one, of the wrong owner, before the error.
+	absent := freeKey(t).String()
+	for _, c := range []struct {
+		name string
+		o    driver.Options
+		errs []error
+	}{
+		{absent, driver.Options{Create: true, Owner: &other}, []error{driver.ErrPermission, unix.EACCES}},
+		{absent, driver.Options{Create: true, Exclusive: true, Owner: &other, MaxMessages: 3, MaxSize: 3}, []error{driver.ErrPermission, unix.EACCES}},
+		{absent, driver.Options{}, []error{driver.ErrNotFound}},
+		{st.Key.String(), driver.Options{Create: true, Owner: &other}, []error{driver.ErrPermission, unix.EACCES}},
+		{st.Key.String(), driver.Options{Create: true, Exclusive: true, Owner: &other}, []error{driver.ErrExists, unix.EEXIST}},
+	} {
+		_, err := Driver().Open(t.Context(), c.name, &c.o)
+		want(t, err, c.errs...)
+	}
 	want(t, owned.q.Set(Change{UID: &other}), nil)
-	h, err := Driver().Open(t.Context(), st.Key.String(), &driver.Options{Owner: &other})
-	want(t, err, nil)
-	want(t, h.Close(), nil)
+	for _, o := range []driver.Options{{Owner: &other}, {Create: true, Owner: &other}} {
+		h, err := Driver().Open(t.Context(), st.Key.String(), &o)
+		want(t, err, nil)
+		want(t, h.Close(), nil)
+	}
+	_, err = Driver().Open(t.Context(), st.Key.String(), &driver.Options{Create: true, Exclusive: true, Owner: &other})
+	want(t, err, driver.ErrExists)
 }
 
 func init() {

@@ -94,7 +94,8 @@ func (d *descriptor) close() {
 // Ready reports whether a Receive with this typ and these flags (Except) would find something now. If not, it arranges that wake is
 // called, once, on another goroutine, when it should be asked again, be it for nothing, be it that the queue was removed or the
 // handle closed. wake must not wait. stop takes that back; it may be called more than once, and wake may just be under way. Asking
-// for a type (not 0) may take a message of no bytes out of the kernel's queue; the process's next receive gets it, before all others.
+// for a type (not 0), and waiting until stop has returned, may take a message of no bytes out of the kernel's queue; the process's next
+// receive gets it, before all others.
 //
 // Errors: ErrInvalid (other flags), ErrRemoved, ErrPermission, ErrClosed.
 func (q *Queue) Ready(typ int64, flags int, wake func()) (ready bool, stop func(), err error) {

@@ -13,11 +13,17 @@ import (
 
 var errReadOnly = failure(driver.ErrPermission, unix.EACCES, "the handle was opened with ReadOnly")
 
-// Able reports what a System V queue can do. Peek is there but has no time of sending to show, which Peeking promises.
+// Able reports what a System V queue can do.
 func (h *handle) Able(a driver.Ability) bool {
 	switch a {
-	case driver.Bytes, driver.Purging, driver.Selecting, driver.Descriptors, driver.Modes, driver.Revoking:
+	case driver.Purging, driver.Selecting, driver.Descriptors, driver.Modes, driver.Revoking:
 		return true
+	case driver.Bytes:
+		return !h.envelope // a message whose body is too long for a buffer could not be left in the queue
+	case driver.Metadata:
+		return h.envelope
+	case driver.Peeking:
+		return canCopy()
 	case driver.Priorities:
 		return h.priorities
 	}
@@ -27,8 +33,8 @@ func (h *handle) Able(a driver.Ability) bool {
 // typeOf returns the mtype of m.
 func (h *handle) typeOf(m *driver.Message) (int64, error) {
 	switch {
-	case m.ID != "" || m.Key != "" || m.Group != "" || m.CorrelationID != "" || m.ReplyTo != "" || m.ContentType != "" || len(m.Headers) > 0:
-		return 0, unsupported("a message of a System V queue has a body and a type, and no other metadata")
+	case !h.envelope && (m.ID != "" || m.Key != "" || m.Group != "" || m.CorrelationID != "" || m.ReplyTo != "" || m.ContentType != "" || len(m.Headers) > 0):
+		return 0, unsupported("a message of a System V queue has a body and a type, and other metadata only in an envelope: Options.Envelope")
 	case !m.NotBefore.IsZero():
 		return 0, unsupported("a System V queue cannot delay messages: NotBefore")
 	case !m.Expires.IsZero():
@@ -37,7 +43,7 @@ func (h *handle) typeOf(m *driver.Message) (int64, error) {
 		return m.Type, nil
 	case !h.priorities:
 		return 0, unsupported("a System V queue has types and no priorities; as sysv+priority:… it has priorities and no types")
-	case m.Type > 1:
+	case !h.envelope && m.Type > 1:
 		return 0, unsupported("the types of a sysv+priority queue are its priorities: Type")
 	}
 	return lowestType - int64(m.Priority), nil
@@ -49,8 +55,8 @@ func (h *handle) selects(f *driver.Filter) (typ int64, flags int, err error) {
 		return 0, 0, unsupported("messages of a System V queue have no Key")
 	}
 	if h.priorities {
-		if f.Type > 1 || f.NotType == 1 {
-			return 0, 0, unsupported("the types of a sysv+priority queue are its priorities: Type, Not")
+		if f.Type > 1 || f.NotType == 1 || h.envelope && (f.Type > 0 || f.TypeAtMost > 0 || f.NotType > 0) {
+			return 0, 0, unsupported("the types of a sysv+priority queue are its priorities: Type, TypeAtMost, Not")
 		}
 		return int64(f.MinPriority) - lowestType, 0, nil // every message is of type 1, so the other fields say nothing
 	}
@@ -75,7 +81,7 @@ func (h *handle) selects(f *driver.Filter) (typ int64, flags int, err error) {
 
 func (h *handle) received(m *driver.Message, mtype int64) {
 	if h.priorities {
-		m.Type, m.Priority = 1, int(lowestType-mtype)
+		m.Type, m.Priority = max(m.Type, 1), int(lowestType-mtype)
 	} else {
 		m.Type = mtype
 	}
@@ -86,10 +92,16 @@ func (h *handle) Send(ctx context.Context, m driver.Message, try bool) error {
 	if err != nil {
 		return err
 	}
+	if h.envelope {
+		return h.sendSealed(ctx, typ, &m, try)
+	}
 	return h.send(ctx, typ, m.Body, try)
 }
 
 func (h *handle) SendBytes(ctx context.Context, body []byte, priority int, try bool) error {
+	if h.envelope {
+		return h.Send(ctx, driver.Message{Body: body, Priority: priority, Type: 1}, try)
+	}
 	typ := int64(1)
 	if h.priorities {
 		typ = lowestType - int64(priority)
@@ -105,16 +117,28 @@ func (h *handle) noPriority() error {
 }
 
 func (h *handle) send(ctx context.Context, typ int64, body []byte, try bool) error {
+	if err := h.mayPut(len(body)); err != nil {
+		return err
+	}
+	return h.put(ctx, typ, body, try)
+}
+
+// mayPut says what there is against a body of n bytes before the kernel is asked.
+func (h *handle) mayPut(n int) error {
 	if h.q.closed.Load() {
 		return driver.ErrClosed
 	}
 	if h.readOnly {
 		return errReadOnly
 	}
+	if sh := h.q.s.shape.Load(); sh != nil && sh.size > 0 && n > sh.size {
+		return failure(driver.ErrTooLarge, unix.EMSGSIZE, "%d bytes, and the queue was made for %d at most", n, sh.size)
+	}
+	return nil
+}
+
+func (h *handle) put(ctx context.Context, typ int64, body []byte, try bool) error {
 	if sh := h.q.s.shape.Load(); sh != nil {
-		if sh.size > 0 && len(body) > sh.size {
-			return failure(driver.ErrTooLarge, unix.EMSGSIZE, "%d bytes, and the queue was made for %d at most", len(body), sh.size)
-		}
 		try = try || sh.overflow == driver.Reject
 	}
 	err := h.q.Send(ctx, typ, body, NoWait)
@@ -150,21 +174,32 @@ func (h *handle) Receive(ctx context.Context, f driver.Filter, try bool) (m driv
 	if try {
 		flags |= NoWait
 	}
+	if h.envelope {
+		return h.receiveSealed(ctx, typ, flags)
+	}
+	m, _, err = h.receive(ctx, typ, flags)
+	return m, err
+}
+
+// receive takes a message. live is false for one that has expired.
+func (h *handle) receive(ctx context.Context, typ int64, flags int) (m driver.Message, live bool, err error) {
 	for room := 4096; ; room *= 8 { // a message that is longer stays where it is, and the next buffer is longer
 		b := h.q.take(room)
 		n, mtype, err := h.q.Receive(ctx, b.b, typ, flags)
 		if err == nil {
-			m.Body = slices.Clone(b.b[:n])
-			h.received(&m, mtype)
+			m, live, err = h.message(b.b[:n], mtype)
 		}
 		h.q.put(b)
 		if e, ok := err.(*callError); !ok || e.errno != unix.E2BIG || room >= 1<<31-1 {
-			return m, err
+			return m, live, err
 		}
 	}
 }
 
 func (h *handle) ReceiveInto(ctx context.Context, buf []byte, try bool) (n, priority int, err error) {
+	if h.envelope {
+		return 0, 0, unsupported("an enveloped message cannot be left in the queue if the buffer proves too short: ReceiveInto")
+	}
 	if err := h.mayTake(); err != nil {
 		return 0, 0, err
 	}
@@ -197,7 +232,11 @@ func (h *handle) Stat(context.Context) (driver.Stats, error) {
 	if err != nil {
 		return driver.Stats{}, err
 	}
-	return stats(&st, h.q.s.shape.Load(), int(h.q.s.held.Load())), nil
+	s := stats(&st, h.q.s.shape.Load(), int(h.q.s.held.Load()))
+	if h.envelope {
+		h.sealedStats(&s)
+	}
+	return s, nil
 }
 
 func (h *handle) Close() error { return h.q.Close() }
@@ -250,15 +289,18 @@ func (h *handle) Peek(ctx context.Context, o driver.PeekOptions) iter.Seq2[drive
 			return
 		}
 		sel := newSelector(typ, flags)
-		ms, err := h.copies(ctx, sel)
+		ms, err := h.copyAll(ctx, sel)
 		if sel.typ < 0 {
 			slices.SortStableFunc(ms, func(a, b copied) int { return int(min(1, max(-1, a.mtype-b.mtype))) }) // both are above 0
 		}
 		skip, left := o.Skip, o.Limit
 		for _, c := range ms {
-			m := driver.Message{Body: c.body}
-			h.received(&m, c.mtype)
-			if o.Match != nil && !o.Match(c.body) {
+			m, live, err := h.message(c.body, c.mtype)
+			if err != nil { // a damaged envelope is shown as it lies there
+				m, live = driver.Message{Body: c.body}, true
+				h.received(&m, c.mtype)
+			}
+			if !live || o.Match != nil && !o.Match(m.Body) {
 				continue
 			}
 			if skip > 0 {
@@ -286,8 +328,8 @@ type copied struct {
 	body  []byte
 }
 
-// copies returns what sel lets through, in the order of sends.
-func (h *handle) copies(ctx context.Context, sel selector) (all []copied, err error) {
+// copyAll returns what sel lets through, in the order of sends.
+func (h *handle) copyAll(ctx context.Context, sel selector) (all []copied, err error) {
 	for _, t := range heldOnes(h.q.s, sel) {
 		all = append(all, copied{t, []byte{}})
 	}

@@ -2,6 +2,7 @@ package sysv
 
 import (
 	"encoding/binary"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -115,6 +116,14 @@ func tryReceive(id int, m []byte, typ int64, flags int) (int, syscall.Errno) {
 		}
 	}
 }
+
+// canCopy reports whether the kernel has MSG_COPY. One that has not says so before it looks at the identifier, which is most likely
+// nobody's.
+var canCopy = sync.OnceValue(func() bool {
+	var m [header]byte
+	_, e := tryReceive(1<<31-1, m[:], 0, Copy)
+	return e != unix.ENOSYS
+})
 
 // look waits for a message that the selector lets through and leaves it in the queue: its buffer has no room, so msgrcv answers
 // E2BIG. A message of no bytes fits all the same and is taken; then the errno is 0 and its type is returned. With wait it holds

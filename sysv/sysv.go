@@ -22,7 +22,9 @@
 //
 //   - One thread stands for all receives of one queue with the same type and flags. It calls msgrcv with room for no bytes, which
 //     waits like any other and then, instead of taking the message, answers E2BIG. Then one of the waiting calls takes it. (A message
-//     of no bytes does fit. It is given to one who waits, or kept by the process and given to its next receive, before all others.)
+//     of no bytes does fit. It is given to one who waits. Where only lookers do, by Ready or FD, the process keeps it and gives it to
+//     its next receive, before all others.) The last call that ends takes the thread out of the kernel by a signal and waits for it,
+//     some microseconds, so that nothing is taken after it has returned; what was taken by then is what it returns.
 //   - One thread stands for all sends that wait at one queue. It waits with the shortest of their messages, as the one that fits
 //     first, and sends it; whatever else fits then is sent too. A send that is cancelled is taken out of the kernel by a signal:
 //     it has sent its message, and says so, or has not and never will.

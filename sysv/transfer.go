@@ -168,8 +168,8 @@ func (q *Queue) tryReceive(buf []byte, typ int64, flags int) (n int, mtype int64
 			return 0, mtype, 0
 		}
 	}
-	// The kernel wants the header and the body in one piece, which for a short buffer is put together on the stack. A long buffer has room for both until a message proves too long for it,
-	// and then the body need only be moved down; E2BIG has not touched it.
+	// The kernel wants the header and the body in one piece, which for a short buffer is put together on the stack. A long buffer has
+	// room for both until a message proves too long for it, and then the body need only be moved down; E2BIG has not touched it.
 	switch {
 	case len(buf) <= short:
 		var b [header + short]byte
@@ -225,6 +225,7 @@ func (q *Queue) receiveLater(ctx context.Context, buf []byte, typ int64, flags i
 	w := &waiter{h: q, fired: make(chan struct{}, 1)}
 	for again := false; ; again = true {
 		if !join(q.s, newSelector(typ, flags), w, again) {
+			await(w.left)
 			return 0, 0, 0, driver.ErrClosed
 		}
 		ended := false
@@ -241,18 +242,21 @@ func (q *Queue) receiveLater(ctx context.Context, buf []byte, typ int64, flags i
 		// Whoever was told of a message looks for it, though his time be over: the others were not told.
 		switch {
 		case w.taken:
+			await(w.left)
 			return 0, w.mtype, 0, nil
 		case w.errno == unix.ECANCELED:
 		case w.errno != 0:
 			return 0, 0, w.errno, nil
 		default:
 			if n, mtype, e := q.tryReceive(buf, typ, flags); e != unix.ENOMSG {
-				tried(w)
+				tried(w, false)
 				return n, mtype, e, nil
 			}
 		}
 		if ended {
-			tried(w)
+			if tried(w, true); w.taken {
+				return 0, w.mtype, 0, nil
+			}
 			if q.closed.Load() {
 				return 0, 0, 0, driver.ErrClosed
 			}

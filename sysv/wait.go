@@ -21,6 +21,10 @@ import (
 //  4. the one that was fired tries without waiting. If it finds nothing, another process was faster: it joins again, at the front
 //  5. when it has tried the group is not busy any more and goes on with 2, as long as somebody is in line
 //
+// Who leaves a line empty while the group's thread is in the kernel interrupts it and does not return to its caller before it is out:
+// until then it may still take a message of no bytes, which after the return would be in nobody's hands. What it has taken by then
+// goes to the one who leaves, as if it had come a moment earlier.
+//
 // No message that comes between the try before 1 and the sleep in 2 is missed, because looking does not sleep over what is there.
 //
 // A send, from the full queue on: it joins the group of sends, whose thread sleeps in msgsnd with the shortest message of the line.
@@ -85,7 +89,8 @@ type group struct {
 	s      *shared
 	sel    selector
 	line   []*waiter
-	busy   *waiter // was told of a message and tries to take it
+	ending []*waiter // have left, and wait for the thread to leave the kernel
+	busy   *waiter   // was told of a message and tries to take it
 	worker *worker
 	since  time.Time // when it got its worker
 	parked bool
@@ -103,6 +108,9 @@ type waiter struct {
 	in      bool // in the line
 	sending bool // its message is in the kernel with the group's worker
 	gone    bool // while sending: its caller does not want it any more
+
+	left    chan struct{} // not nil: it is or was in ending; closed when the thread is out of the kernel
+	willing bool          // while in ending: it would still take a message of no bytes
 
 	// What it gets. Its caller reads them after fired or withdraw.
 	errno syscall.Errno
@@ -168,6 +176,10 @@ func join(s *shared, sel selector, w *waiter, front bool) bool {
 	if g.busy == w {
 		g.busy = nil
 	}
+	if w.left != nil { // it is back before the thread was out
+		g.ending = slices.DeleteFunc(g.ending, func(x *waiter) bool { return x == w })
+		w.left = nil
+	}
 	w.g, w.in = g, true
 	if front {
 		g.line = slices.Insert(g.line, 0, w)
@@ -193,8 +205,8 @@ func join(s *shared, sel selector, w *waiter, front bool) bool {
 	return true
 }
 
-// withdraw takes w out of line, for a caller whose time is over. If something was for it already it stays so; else its errno is
-// ECANCELED.
+// withdraw takes w out of line, for a caller whose time is over. If something was for it already, or comes before its thread is out
+// of the kernel, it stays so; else its errno is ECANCELED.
 func withdraw(w *waiter) {
 	pool.mu.Lock()
 	if w.sending {
@@ -207,15 +219,28 @@ func withdraw(w *waiter) {
 	if w.in {
 		w.errno = unix.ECANCELED
 		w.leave()
+		w.willing = w.wake == nil
 	}
+	left := w.left
 	pool.mu.Unlock()
+	await(left)
 }
 
-// tried is called when a receive that was fired has done without another join.
-func tried(w *waiter) {
+// tried is called when a receive that was fired has done without another join. It is willing if it has found nothing.
+func tried(w *waiter, willing bool) {
 	pool.mu.Lock()
-	defer pool.mu.Unlock()
 	w.leave()
+	w.willing = willing
+	left := w.left
+	pool.mu.Unlock()
+	await(left)
+}
+
+// await waits for a thread that was interrupted, some microseconds.
+func await(left chan struct{}) {
+	if left != nil {
+		<-left
+	}
 }
 
 // leave takes w out of its group, wherever it stands there.
@@ -230,8 +255,12 @@ func (w *waiter) leave() {
 		if g.sel.send {
 			g.s.senders.Add(-1)
 		}
-		if len(g.line) == 0 && g.worker != nil {
-			g.worker.interrupt()
+		if k := g.worker; len(g.line) == 0 && k != nil {
+			k.interrupt()
+			if k.asleep && !g.sel.send {
+				w.left, w.willing = make(chan struct{}), false
+				g.ending = append(g.ending, w)
+			}
 		}
 	}
 	if g.busy == w {
@@ -358,8 +387,16 @@ func (g *group) fail(e syscall.Errno) (wakes []func()) {
 	return wakes
 }
 
-// give is for a message of no bytes that looking took: it is the first of g that wants it, or the first of another group, or nobody,
-// and then it is held until somebody receives.
+// out lets those go who waited for the thread to leave the kernel.
+func (g *group) out() {
+	for _, w := range g.ending {
+		close(w.left)
+	}
+	g.ending = nil
+}
+
+// give is for a message of no bytes that looking took: it is the first of g that wants it, or the first of another group, or of one
+// who is just leaving g, or nobody's, and then it is held until somebody receives.
 func (s *shared) give(g *group, mtype int64) (wakes []func()) {
 	for _, g := range append([]*group{g}, s.lookers(mtype)...) {
 		for _, w := range g.line {
@@ -368,6 +405,12 @@ func (s *shared) give(g *group, mtype int64) (wakes []func()) {
 				w.fire()
 				return nil
 			}
+		}
+	}
+	for _, w := range g.ending {
+		if w.willing {
+			w.taken, w.mtype, w.willing = true, mtype, false
+			return nil
 		}
 	}
 	return s.hold(mtype)
@@ -485,15 +528,20 @@ func wakeRemoved(id int) {
 func wakeLookers(q *Queue) {
 	pool.mu.Lock()
 	var wakes []func()
+	var lefts []chan struct{}
 	for _, g := range q.s.groups {
 		for _, w := range slices.Clone(g.line) {
 			if w.h == q && w.wake != nil {
 				wakes = append(wakes, w.fire())
+				lefts = append(lefts, w.left)
 			}
 		}
 	}
 	pool.mu.Unlock()
 	call(wakes)
+	for _, left := range lefts {
+		await(left)
+	}
 }
 
 func call(fs []func()) {

@@ -103,7 +103,9 @@ func (w *worker) look(g *group) {
 	w.enter()
 	mtype, e := look(id, sel, true)
 	w.left()
-	if wakes := g.heard(mtype, e); len(wakes) > 0 {
+	wakes := g.heard(mtype, e)
+	g.out()
+	if len(wakes) > 0 {
 		pool.mu.Unlock()
 		call(wakes)
 		pool.mu.Lock()

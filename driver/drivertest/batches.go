@@ -4,14 +4,15 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/kumquat-mq/kumquat"
 )
 
-func group(prefix string, n, priority int) (ms []kumquat.Message) {
+func (s *suite) group(prefix string, n, priority int) (ms []kumquat.Message) {
 	for i := range n {
-		ms = append(ms, text(fmt.Sprintf("%s%d", prefix, i), priority))
+		ms = append(ms, s.text(fmt.Sprintf("%s%d", prefix, i), priority))
 	}
 	return ms
 }
@@ -23,46 +24,49 @@ func batches(s *suite, t *testing.T) {
 	if b := q.MaxBatch(); b < 1 || b > limit {
 		t.Fatalf("MaxBatch %d in a queue of %d", b, limit)
 	}
-	ms := group("a", 5, 1)
+	ms := s.group("a", 5, 1)
 	want(t, q.TrySendBatch(ms), nil)
 	if ms[0].Type != 0 || string(ms[4].Body) != "a4" {
 		t.Error("the caller's messages were changed")
 	}
 	if n := limit - 5 + 1; n <= q.MaxBatch() {
-		want(t, q.TrySendBatch(group("b", n, 9)), kumquat.ErrFull)
+		want(t, q.TrySendBatch(s.group("b", n, 9)), kumquat.ErrFull)
 	}
-	long := group("c", 3, 9)
+	long := s.group("c", 3, 9)
 	long[2].Body = make([]byte, 101)
 	want(t, q.TrySendBatch(long), kumquat.ErrTooLarge)
-	wrong := group("d", 3, 9)
+	wrong := s.group("d", 3, 9)
 	wrong[1].Priority = -1
 	want(t, q.TrySendBatch(wrong), kumquat.ErrInvalid)
 	want(t, q.TrySendBatch(nil), nil)
 	ctx := waiting(t)
-	want(t, q.SendBatch(ctx, group("e", q.MaxBatch()+1, 0)), kumquat.ErrTooLarge)
+	want(t, q.SendBatch(ctx, s.group("e", q.MaxBatch()+1, 0)), kumquat.ErrTooLarge)
 	if st := stat(t, q); st.Messages != 5 {
 		t.Fatalf("%d messages are there after batches that failed, want 5", st.Messages)
 	}
-	want(t, q.SendBatch(ctx, []kumquat.Message{text("f0", 0), text("f1", 2), text("f2", 1)}), nil)
-	takes(t, q, kumquat.Filter{}, "f1", "a0", "a1", "a2", "a3", "a4", "f2", "f0")
+	want(t, q.SendBatch(ctx, []kumquat.Message{s.text("f0", 0), s.text("f1", 2), s.text("f2", 1)}), nil)
+	takes(t, q, kumquat.Filter{}, s.order([]string{"f1", "a0", "a1", "a2", "a3", "a4", "f2", "f0"}, []string{"a0", "a1", "a2", "a3", "a4", "f0", "f1", "f2"})...)
 	empty(t, q, kumquat.Filter{})
 
 	// A batch waits until all of it has room; one that is cancelled has sent nothing.
 	size := min(4, q.MaxBatch())
 	for range limit - size + 1 {
-		send(t, q, text("x", 0))
+		send(t, q, s.text("x", 0))
 	}
 	cctx, cancel := waitCancel(t)
 	c := make(chan error, 1)
-	go func() { c <- q.SendBatch(cctx, group("g", size, 5)) }()
+	go func() { c <- q.SendBatch(cctx, s.group("g", size, 5)) }()
 	s.blocked(t, q, 0, 1)
 	cancel()
 	want(t, get(t, c), context.Canceled)
-	go func() { c <- q.SendBatch(ctx, group("h", size, 5)) }()
+	go func() { c <- q.SendBatch(ctx, s.group("h", size, 5)) }()
 	s.blocked(t, q, 0, 1)
 	pending(t, c)
 	takes(t, q, kumquat.Filter{}, "x")
 	want(t, get(t, c), nil)
+	if !s.can(kumquat.Priorities) {
+		takes(t, q, kumquat.Filter{}, slices.Repeat([]string{"x"}, limit-size)...)
+	}
 	takes(t, q, kumquat.Filter{}, numbered("h%d", 0, size)...)
 }
 
@@ -76,7 +80,7 @@ func batchesStayTogether(s *suite, t *testing.T) {
 		h := s.again(t, q)
 		wg.Go(func() {
 			for k := range each {
-				if err := h.SendBatch(ctx, group(fmt.Sprintf("%d/%d/", i, k), size, 3)); err != nil {
+				if err := h.SendBatch(ctx, s.group(fmt.Sprintf("%d/%d/", i, k), size, 3)); err != nil {
 					t.Errorf("send batch: %v", err)
 					return
 				}
@@ -119,15 +123,15 @@ func receiveBatch(s *suite, t *testing.T) {
 	}
 	_, err = q.ReceiveBatch(ctx, -1)
 	want(t, err, kumquat.ErrInvalid)
-	send(t, q, text("a", 0), text("b", 7), text("c", 0), text("d", 7), text("e", 3))
-	if got := bodies(q.ReceiveBatch(ctx, 3)); got != "bde" {
-		t.Errorf("got %s, want bde", got)
+	send(t, q, s.text("a", 0), s.text("b", 7), s.text("c", 0), s.text("d", 7), s.text("e", 3))
+	if got, w := bodies(q.ReceiveBatch(ctx, 3)), s.letters("bde", "abc"); got != w {
+		t.Errorf("got %s, want %s", got, w)
 	}
-	if got := bodies(q.ReceiveBatch(ctx, 100)); got != "ac" {
-		t.Errorf("got %s, want ac", got)
+	if got, w := bodies(q.ReceiveBatch(ctx, 100)), s.letters("ac", "de"); got != w {
+		t.Errorf("got %s, want %s", got, w)
 	}
-	if s.can(kumquat.Filters) {
-		send(t, q, text("a", 0), text("b", 7), text("c", 0), text("d", 7))
+	if s.can(kumquat.Filters, kumquat.Priorities) {
+		send(t, q, s.text("a", 0), s.text("b", 7), s.text("c", 0), s.text("d", 7))
 		if got := bodies(q.TryReceiveBatch(9, kumquat.MinPriority(1))); got != "bd" {
 			t.Errorf("got %s, want bd", got)
 		}
@@ -141,7 +145,7 @@ func receiveBatch(s *suite, t *testing.T) {
 		c <- fmt.Sprint(len(ms), err)
 	}()
 	s.blocked(t, q, 1, 0)
-	send(t, q, text("x", 0))
+	send(t, q, s.text("x", 0))
 	if got := get(t, c); got != "1 <nil>" {
 		t.Errorf("a batch that waited gave %s", got)
 	}
@@ -156,15 +160,16 @@ func bytesPath(s *suite, t *testing.T) {
 	_, _, err := q.TryReceiveInto(buf)
 	want(t, err, kumquat.ErrEmpty)
 	for _, n := range []int{0, 1, 63, 64, 500, 1000} {
-		want(t, q.SendBytes(ctx, pattern(n, n), n%9), nil)
+		at := s.at(n % 9)
+		want(t, q.SendBytes(ctx, pattern(n, n), at), nil)
 		k, p, err := q.ReceiveInto(ctx, buf[:n])
 		want(t, err, nil)
-		if k != n || p != n%9 || !bytes.Equal(buf[:k], pattern(n, n)) {
-			t.Fatalf("%d bytes at %d came back as %d bytes at %d", n, n%9, k, p)
+		if k != n || p != at || !bytes.Equal(buf[:k], pattern(n, n)) {
+			t.Fatalf("%d bytes at %d came back as %d bytes at %d", n, at, k, p)
 		}
 	}
-	want(t, q.TrySendBytes([]byte("eleven byte"), 5), nil)
-	want(t, q.TrySendBytes([]byte("low"), 1), nil)
+	want(t, q.TrySendBytes([]byte("eleven byte"), s.at(5)), nil)
+	want(t, q.TrySendBytes([]byte("low"), s.at(1)), nil)
 	_, _, err = q.ReceiveInto(ctx, buf[:10])
 	want(t, err, kumquat.ErrTooLarge)
 	_, _, err = q.TryReceiveInto(nil)
@@ -173,9 +178,9 @@ func bytesPath(s *suite, t *testing.T) {
 		t.Fatalf("%d messages are there, want 2", n)
 	}
 	want(t, q.TrySendBytes(nil, 0), nil)
-	want(t, q.TrySendBytes(nil, 9), kumquat.ErrFull)
+	want(t, q.TrySendBytes(nil, s.at(9)), kumquat.ErrFull)
 	n, p, err := q.TryReceiveInto(buf)
-	if err != nil || string(buf[:n]) != "eleven byte" || p != 5 {
+	if err != nil || string(buf[:n]) != "eleven byte" || p != s.at(5) {
 		t.Fatalf("got %q at %d, %v", buf[:n], p, err)
 	}
 	m, err := q.TryReceive() // the two paths are one queue
@@ -198,14 +203,14 @@ func allocations(s *suite, t *testing.T) {
 		body, buf := make([]byte, n), make([]byte, n)
 		for name, f := range map[string]func() error{
 			"waiting": func() error {
-				if err := q.SendBytes(ctx, body, 5); err != nil {
+				if err := q.SendBytes(ctx, body, s.at(5)); err != nil {
 					return err
 				}
 				_, _, err := q.ReceiveInto(ctx, buf)
 				return err
 			},
 			"trying": func() error {
-				if err := q.TrySendBytes(body, 5); err != nil {
+				if err := q.TrySendBytes(body, s.at(5)); err != nil {
 					return err
 				}
 				_, _, err := q.TryReceiveInto(buf)
@@ -236,10 +241,10 @@ func reserve(s *suite, t *testing.T) {
 		}
 		copy(r.Bytes(), pattern(n, n))
 		empty(t, q, kumquat.Filter{})
-		want(t, r.Commit(ctx, kumquat.Message{Body: []byte("ignored"), Priority: 4, ID: "id"}), nil)
+		want(t, r.Commit(ctx, kumquat.Message{Body: []byte("ignored"), Priority: s.at(4), ID: "id"}), nil)
 		m, err := q.TryReceive()
 		want(t, err, nil)
-		if !bytes.Equal(m.Body, pattern(n, n)) || m.Priority != 4 || m.Type != 1 || m.ID != "id" {
+		if !bytes.Equal(m.Body, pattern(n, n)) || m.Priority != s.at(4) || m.Type != 1 || m.ID != "id" {
 			t.Fatalf("committed %d bytes, got %d at %d, type %d, id %q", n, len(m.Body), m.Priority, m.Type, m.ID)
 		}
 		want(t, r.Abort(), kumquat.ErrInvalid)
@@ -255,7 +260,7 @@ func reserve(s *suite, t *testing.T) {
 	b, err := q.Reserve(ctx, 1)
 	want(t, err, nil)
 	a.Bytes()[0], b.Bytes()[0] = 'a', 'b'
-	send(t, q, text("x", 0), text("y", 0)) // reservations take no capacity
+	send(t, q, s.text("x", 0), s.text("y", 0)) // reservations take no capacity
 	want(t, b.TryCommit(kumquat.Message{}), kumquat.ErrFull)
 	if err := q.Close(); err == nil {
 		t.Fatal("Close succeeded with reservations open")
@@ -278,10 +283,10 @@ func borrow(s *suite, t *testing.T) {
 	ctx := waiting(t)
 	_, err := q.TryBorrow()
 	want(t, err, kumquat.ErrEmpty)
-	want(t, q.TrySend(kumquat.Message{Body: pattern(5000, 1), Priority: 3, Key: "k"}), nil)
+	want(t, q.TrySend(kumquat.Message{Body: pattern(5000, 1), Priority: s.at(3), Key: "k"}), nil)
 	l, err := q.Borrow(ctx)
 	want(t, err, nil)
-	if m := l.Message(); !bytes.Equal(m.Body, pattern(5000, 1)) || m.Priority != 3 || m.Key != "k" {
+	if m := l.Message(); !bytes.Equal(m.Body, pattern(5000, 1)) || m.Priority != s.at(3) || m.Key != "k" {
 		t.Fatalf("borrowed %d bytes at %d, key %q", len(m.Body), m.Priority, m.Key)
 	}
 	empty(t, q, kumquat.Filter{})

@@ -20,7 +20,7 @@ func Benchmark(b *testing.B, h Harness) {
 		buf := make([]byte, size)
 		b.ReportAllocs()
 		for b.Loop() {
-			if err := q.SendBytes(ctx, body, 5); err != nil {
+			if err := q.SendBytes(ctx, body, s.at(5)); err != nil {
 				b.Fatal(err)
 			}
 			if _, _, err := q.ReceiveInto(ctx, buf); err != nil {
@@ -32,7 +32,7 @@ func Benchmark(b *testing.B, h Harness) {
 		q := s.queue(b, kumquat.Options{MaxMessages: 64, MaxSize: size})
 		b.ReportAllocs()
 		for b.Loop() {
-			if err := q.Send(ctx, kumquat.Message{Body: body, Priority: 5}); err != nil {
+			if err := q.Send(ctx, kumquat.Message{Body: body, Priority: s.at(5)}); err != nil {
 				b.Fatal(err)
 			}
 			if _, err := q.Receive(ctx); err != nil {
@@ -49,7 +49,7 @@ func Benchmark(b *testing.B, h Harness) {
 			n := min(n, q.MaxBatch())
 			ms := make([]kumquat.Message, n)
 			for i := range ms {
-				ms[i] = kumquat.Message{Body: body, Priority: i % 4, Type: 1}
+				ms[i] = kumquat.Message{Body: body, Priority: s.at(i % 4), Type: 1}
 			}
 			b.ReportAllocs()
 			for b.Loop() {

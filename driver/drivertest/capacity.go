@@ -21,19 +21,19 @@ func capacity(s *suite, t *testing.T) {
 			t.Fatal("Stat says MaxMessages 0")
 		}
 		for i := range n {
-			if err := hs[i%2].TrySend(text("x", i%3)); err != nil {
+			if err := hs[i%2].TrySend(s.text("x", i%3)); err != nil {
 				t.Fatalf("send %d of %d: %v", i+1, n, err)
 			}
 		}
 		for round := range 2*n + 3 {
 			h := hs[round%2]
-			want(t, h.TrySend(text("x", 5)), kumquat.ErrFull)
+			want(t, h.TrySend(s.text("x", 5)), kumquat.ErrFull)
 			if st := stat(t, h); st.Messages != n {
 				t.Fatalf("Stat says %d messages in a full queue of %d", st.Messages, n)
 			}
 			_, err := hs[(round/2)%2].TryReceive()
 			want(t, err, nil)
-			if err := h.TrySend(text("y", round%7)); err != nil {
+			if err := h.TrySend(s.text("y", round%7)); err != nil {
 				t.Fatalf("no room for one in round %d, though one of %d was taken: %v", round, n, err)
 			}
 		}
@@ -61,7 +61,7 @@ func busyCapacity(s *suite, t *testing.T) {
 				h := hs[i%2]
 				wg.Go(func() {
 					for range each {
-						if err := h.Send(ctx, text("x", i)); err != nil {
+						if err := h.Send(ctx, s.text("x", i)); err != nil {
 							t.Errorf("send: %v", err)
 							return
 						}
@@ -99,9 +99,9 @@ func busyCapacity(s *suite, t *testing.T) {
 			}
 			empty(t, q, kumquat.Filter{})
 			for range n {
-				want(t, q.TrySend(text("x", 0)), nil)
+				want(t, q.TrySend(s.text("x", 0)), nil)
 			}
-			want(t, q.TrySend(text("x", 0)), kumquat.ErrFull)
+			want(t, q.TrySend(s.text("x", 0)), kumquat.ErrFull)
 		})
 	}
 }
@@ -110,9 +110,9 @@ func busyCapacity(s *suite, t *testing.T) {
 func reject(s *suite, t *testing.T) {
 	q := s.queue(t, kumquat.Options{MaxMessages: 2, Overflow: kumquat.Reject})
 	ctx := waiting(t)
-	want(t, q.Send(ctx, text("a", 0)), nil)
-	want(t, q.Send(ctx, text("b", 0)), nil)
-	want(t, q.Send(ctx, text("c", 9)), kumquat.ErrFull)
+	want(t, q.Send(ctx, s.text("a", 0)), nil)
+	want(t, q.Send(ctx, s.text("b", 0)), nil)
+	want(t, q.Send(ctx, s.text("c", 9)), kumquat.ErrFull)
 	takes(t, q, kumquat.Filter{}, "a", "b")
 	empty(t, q, kumquat.Filter{})
 }
@@ -120,17 +120,17 @@ func reject(s *suite, t *testing.T) {
 // DropOldest makes room by age alone; DropLowest by priority, then age, and only for a higher one. Both count what they drop.
 func dropping(s *suite, t *testing.T) {
 	q := s.queue(t, kumquat.Options{MaxMessages: 3, Overflow: kumquat.DropOldest})
-	send(t, q, text("a", 9), text("b", 0), text("c", 5), text("d", 0), text("e", 0))
+	send(t, q, s.text("a", 9), s.text("b", 0), s.text("c", 5), s.text("d", 0), s.text("e", 0))
 	if st := stat(t, q); st.Messages != 3 || st.Dropped != 2 || st.Overflow != kumquat.DropOldest {
 		t.Errorf("Stat: %d messages, %d dropped, overflow %d", st.Messages, st.Dropped, st.Overflow)
 	}
 	takes(t, q, kumquat.Filter{}, "c", "d", "e")
 
 	q = s.queue(t, kumquat.Options{MaxMessages: 3, Overflow: kumquat.DropLowest})
-	send(t, q, text("a", 9), text("b", 2), text("c", 2))
-	want(t, q.TrySend(text("d", 2)), kumquat.ErrFull)
-	want(t, q.Send(waiting(t), text("d", 1)), kumquat.ErrFull)
-	send(t, q, text("e", 3))
+	send(t, q, s.text("a", 9), s.text("b", 2), s.text("c", 2))
+	want(t, q.TrySend(s.text("d", 2)), kumquat.ErrFull)
+	want(t, q.Send(waiting(t), s.text("d", 1)), kumquat.ErrFull)
+	send(t, q, s.text("e", 3))
 	if st := stat(t, q); st.Messages != 3 || st.Dropped != 1 {
 		t.Errorf("Stat: %d messages, %d dropped", st.Messages, st.Dropped)
 	}
@@ -146,7 +146,7 @@ func dropping(s *suite, t *testing.T) {
 		for i := range 4 {
 			wg.Go(func() {
 				for k := range 800 {
-					if err := hs[i%2].TrySend(text("x", (i*k)%5)); err == nil {
+					if err := hs[i%2].TrySend(s.text("x", (i*k)%5)); err == nil {
 						sent.Add(1)
 					} else if o == kumquat.DropOldest {
 						t.Errorf("DropOldest: %v", err)
@@ -171,15 +171,15 @@ func dropping(s *suite, t *testing.T) {
 func headroom(s *suite, t *testing.T) {
 	q := s.queue(t, kumquat.Options{MaxMessages: 10, Headroom: kumquat.Headroom{Percent: 25, Priority: 20}})
 	for range 8 { // 25 % of 10, rounded down, is 2
-		send(t, q, text("low", 1))
+		send(t, q, s.text("low", 1))
 	}
-	want(t, q.TrySend(text("low", 19)), kumquat.ErrFull)
-	send(t, q, text("high", 20), text("high", 30))
-	want(t, q.TrySend(text("high", 30)), kumquat.ErrFull)
-	c := sendLater(waiting(t), q, text("later", 2))
+	want(t, q.TrySend(s.text("low", 19)), kumquat.ErrFull)
+	send(t, q, s.text("high", 20), s.text("high", 30))
+	want(t, q.TrySend(s.text("high", 30)), kumquat.ErrFull)
+	c := sendLater(waiting(t), q, s.text("later", 2))
 	s.blocked(t, q, 0, 1)
 	takes(t, q, kumquat.Filter{}, "high", "high") // 8 are left: still no room for the low one
-	want(t, q.TrySend(text("low", 19)), kumquat.ErrFull)
+	want(t, q.TrySend(s.text("low", 19)), kumquat.ErrFull)
 	pending(t, c)
 	takes(t, q, kumquat.Filter{}, "low")
 	want(t, get(t, c).err, nil)

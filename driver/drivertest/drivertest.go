@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -25,7 +26,8 @@ import (
 type Harness struct {
 	// URL returns the name of a queue that is not there and that nobody else uses. The suite removes what it creates.
 	URL func(testing.TB) string
-	// Cannot lists what the driver cannot do. Leases, Transactions and Durable are left out of the suite, declared or not.
+	// Cannot lists what the driver cannot do. Leases, Transactions and Durable are left out of the suite, declared or not. Without
+	// Priorities all is sent at priority 0, and the order to be seen is that of the sends.
 	Cannot []kumquat.Ability
 	// MaxMessages and MaxSize bound what the suite asks for, where the system has limits; 0: no bound.
 	MaxMessages, MaxSize int
@@ -288,8 +290,30 @@ func send(t testing.TB, q *kumquat.Queue, ms ...kumquat.Message) {
 	}
 }
 
-func text(body string, priority int) kumquat.Message {
-	return kumquat.Message{Body: []byte(body), Priority: priority}
+// at is a priority as the driver has them: 0 where it has none, and then all is first in, first out.
+func (s *suite) at(priority int) int {
+	if !s.can(kumquat.Priorities) {
+		return 0
+	}
+	return priority
+}
+
+func (s *suite) text(body string, priority int) kumquat.Message {
+	return kumquat.Message{Body: []byte(body), Priority: s.at(priority)}
+}
+
+// order returns what is to be expected of messages that were sent with different priorities: byPriority, or, if the driver has
+// none, fifo.
+func (s *suite) order(byPriority, fifo []string) []string {
+	if s.can(kumquat.Priorities) {
+		return byPriority
+	}
+	return fifo
+}
+
+// letters is order for bodies of one letter.
+func (s *suite) letters(byPriority, fifo string) string {
+	return strings.Join(s.order([]string{byPriority}, []string{fifo}), "")
 }
 
 // takes checks that TryReceive gives these bodies in this order.

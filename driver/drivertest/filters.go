@@ -80,7 +80,7 @@ func blockedFilters(s *suite, t *testing.T) {
 	if r := get(t, seven); r.err != nil || string(r.m.Body) != "seven" {
 		t.Fatalf("got %q, %v", r.m.Body, r.err)
 	}
-	send(t, q, kumquat.Message{Body: []byte("keyed"), Key: "k"}, text("urgent", 50))
+	send(t, q, kumquat.Message{Body: []byte("keyed"), Key: "k"}, s.text("urgent", 50))
 	if r := get(t, keyed); r.err != nil || string(r.m.Body) != "keyed" {
 		t.Fatalf("got %q, %v", r.m.Body, r.err)
 	}
@@ -109,7 +109,7 @@ func blockedFilters(s *suite, t *testing.T) {
 	// One without a filter and one with, and one message that only the first may take.
 	anyone, eight := receiveLater(ctx, q), receiveLater(ctx, p, kumquat.Type(8))
 	s.blocked(t, q, 2, 0)
-	send(t, q, text("x", 0))
+	send(t, q, s.text("x", 0))
 	want(t, get(t, anyone).err, nil)
 	pending(t, eight)
 	send(t, q, kumquat.Message{Type: 8})
@@ -123,9 +123,9 @@ func delays(s *suite, t *testing.T) {
 	p := s.again(t, q)
 	ctx := waiting(t)
 	due := time.Now().Add(250 * time.Millisecond)
-	first := kumquat.Message{Body: []byte("first"), Priority: 3, NotBefore: due}
-	send(t, q, first, text("second", 3), text("low", 0), kumquat.Message{Body: []byte("far"), Priority: 9, NotBefore: due.Add(time.Hour)})
-	want(t, q.TrySend(text("over", 9)), kumquat.ErrFull)
+	first := kumquat.Message{Body: []byte("first"), Priority: s.at(3), NotBefore: due}
+	send(t, q, first, s.text("second", 3), s.text("low", 0), kumquat.Message{Body: []byte("far"), Priority: s.at(9), NotBefore: due.Add(time.Hour)})
+	want(t, q.TrySend(s.text("over", 9)), kumquat.ErrFull)
 	if st := stat(t, q); time.Now().Before(due) && (st.Messages != 4 || st.Delayed != 2) {
 		t.Errorf("Stat: %d messages, %d delayed, want 4 and 2", st.Messages, st.Delayed)
 	}
@@ -162,7 +162,7 @@ func expiry(s *suite, t *testing.T) {
 	ctx := waiting(t)
 	for range 3 {
 		end := time.Now().Add(40 * time.Millisecond)
-		send(t, q, kumquat.Message{Body: []byte("gone"), Priority: 9, Expires: end}, kumquat.Message{Body: []byte("stays"), Expires: end.Add(time.Hour)})
+		send(t, q, kumquat.Message{Body: []byte("gone"), Priority: s.at(9), Expires: end}, kumquat.Message{Body: []byte("stays"), Expires: end.Add(time.Hour)})
 		time.Sleep(time.Until(end) + 20*time.Millisecond) // the clock itself is what is waited for
 		if s.can(kumquat.Peeking) {
 			for m, err := range q.Peek(ctx, kumquat.PeekOptions{}) {
@@ -171,8 +171,8 @@ func expiry(s *suite, t *testing.T) {
 				}
 			}
 		}
-		send(t, q, text("room", 5)) // only the expired one's place is left
-		takes(t, q, kumquat.Filter{}, "room", "stays")
+		send(t, q, s.text("room", 5)) // only the expired one's place is left
+		takes(t, q, kumquat.Filter{}, s.order([]string{"room", "stays"}, []string{"stays", "room"})...)
 		empty(t, q, kumquat.Filter{})
 	}
 	if n := stat(t, q).Expired; !s.NoCounts && n != 3 {
@@ -180,13 +180,13 @@ func expiry(s *suite, t *testing.T) {
 	}
 	// A sender that waits gets the room of a message that expires.
 	end := time.Now().Add(100 * time.Millisecond)
-	send(t, q, kumquat.Message{Body: []byte("gone"), Expires: end}, text("stays", 0))
-	c := sendLater(ctx, q, text("next", 7))
+	send(t, q, kumquat.Message{Body: []byte("gone"), Expires: end}, s.text("stays", 0))
+	c := sendLater(ctx, q, s.text("next", 7))
 	want(t, get(t, c).err, nil)
 	if now := time.Now(); now.Before(end) {
 		t.Errorf("the send got room %v before the message expired", end.Sub(now))
 	}
-	takes(t, q, kumquat.Filter{}, "next", "stays")
+	takes(t, q, kumquat.Filter{}, s.order([]string{"next", "stays"}, []string{"stays", "next"})...)
 	// What has expired before it is sent, or before it is due, is never delivered.
 	send(t, q, kumquat.Message{Expires: time.Now().Add(-time.Second)})
 	empty(t, q, kumquat.Filter{})
@@ -195,6 +195,6 @@ func expiry(s *suite, t *testing.T) {
 	time.Sleep(time.Until(now.Add(50 * time.Millisecond)))
 	empty(t, q, kumquat.Filter{})
 	// A receiver sees the right one of each: the expired is passed over.
-	send(t, q, kumquat.Message{Body: []byte("gone"), Priority: 9, Expires: time.Now().Add(-time.Second)}, text("there", 0))
+	send(t, q, kumquat.Message{Body: []byte("gone"), Priority: s.at(9), Expires: time.Now().Add(-time.Second)}, s.text("there", 0))
 	takes(t, q, kumquat.Filter{}, "there")
 }

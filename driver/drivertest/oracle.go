@@ -112,7 +112,7 @@ func (s *suite) program(t *testing.T, o kumquat.Options, r *rand.Rand) {
 	hs := []*kumquat.Queue{q, s.again(t, q)}
 	w := &oracle{max: stat(t, q).MaxMessages, overflow: o.Overflow, headroom: o.Headroom}
 	message := func(step int) kumquat.Message {
-		m := kumquat.Message{Body: fmt.Appendf(nil, "%d", step), Priority: r.IntN(4)}
+		m := kumquat.Message{Body: fmt.Appendf(nil, "%d", step), Priority: s.at(r.IntN(4))}
 		if s.can(kumquat.Filters, kumquat.Metadata) {
 			m.Type = r.Int64N(5)
 			m.Key = []string{"", "a", "b"}[r.IntN(3)]

@@ -18,7 +18,7 @@ func notify(s *suite, t *testing.T) {
 	p := s.again(t, q)
 	ctx, cancel := waitCancel(t)
 	defer cancel()
-	send(t, q, text("a", 0))
+	send(t, q, s.text("a", 0))
 	a, err := q.Notify(ctx)
 	want(t, err, nil)
 	b, err := p.Notify(ctx)
@@ -32,7 +32,7 @@ func notify(s *suite, t *testing.T) {
 	}
 	takes(t, q, kumquat.Filter{}, "a")
 	empty(t, q, kumquat.Filter{})
-	send(t, p, text("b", 0))
+	send(t, p, s.text("b", 0))
 	for _, c := range []<-chan struct{}{a, b, c} {
 		if _, open := <-c; !open {
 			t.Fatal("the channel was closed")
@@ -54,7 +54,7 @@ func notify(s *suite, t *testing.T) {
 		}
 	}()
 	for i := range 500 {
-		want(t, q.Send(ctx, text(fmt.Sprint(i), 0)), nil)
+		want(t, q.Send(ctx, s.text(fmt.Sprint(i), 0)), nil)
 		select {
 		case m := <-got:
 			if m != fmt.Sprint(i) {
@@ -111,14 +111,14 @@ func selecting(s *suite, t *testing.T) {
 	}
 	for i := range 60 {
 		c := later(ctx, qs...)
-		send(t, qs[i%3], text("x", 0))
+		send(t, qs[i%3], s.text("x", 0))
 		if r := get(t, c); r.err != nil || r.q != qs[i%3] {
 			t.Fatalf("round %d: %v, %v", i, r.q, r.err)
 		}
 		takes(t, qs[i%3], kumquat.Filter{}, "x")
 	}
 	for _, q := range qs {
-		send(t, q, text("x", 0))
+		send(t, q, s.text("x", 0))
 	}
 	turns := map[*kumquat.Queue]int{}
 	for range 30 {
@@ -147,10 +147,10 @@ func selecting(s *suite, t *testing.T) {
 
 	// Several selections at the same queues: each is woken by itself.
 	c1, c2 := later(ctx, qs[0], qs[1]), later(ctx, qs[1], qs[2], qs[1])
-	send(t, qs[0], text("x", 0))
+	send(t, qs[0], s.text("x", 0))
 	want(t, get(t, c1).err, nil)
 	pending(t, c2)
-	send(t, qs[2], text("x", 0))
+	send(t, qs[2], s.text("x", 0))
 	want(t, get(t, c2).err, nil)
 	takes(t, qs[0], kumquat.Filter{}, "x")
 	takes(t, qs[2], kumquat.Filter{}, "x")
@@ -176,7 +176,7 @@ func selectMany(s *suite, t *testing.T) {
 		r := rand.New(rand.NewPCG(uint64(i), 1))
 		wg.Go(func() {
 			for range total / 2 {
-				if err := qs[r.IntN(queues)].Send(ctx, text("x", 0)); err != nil {
+				if err := qs[r.IntN(queues)].Send(ctx, s.text("x", 0)); err != nil {
 					t.Errorf("send: %v", err)
 					return
 				}
@@ -211,7 +211,7 @@ func readable(t *testing.T, fd int, timeout time.Duration) bool {
 func descriptor(s *suite, t *testing.T) {
 	q := s.queue(t, kumquat.Options{MaxMessages: 10})
 	p := s.again(t, q)
-	send(t, q, text("a", 0))
+	send(t, q, s.text("a", 0))
 	fd, err := q.FD()
 	want(t, err, nil)
 	if again, err := q.FD(); err != nil || again != fd {
@@ -230,7 +230,7 @@ func descriptor(s *suite, t *testing.T) {
 	}
 	clear()
 	for range 100 {
-		send(t, p, text("b", 0))
+		send(t, p, s.text("b", 0))
 		if !readable(t, fd, patience) {
 			t.Fatal("not readable, though a message is there")
 		}
@@ -245,7 +245,7 @@ func descriptor(s *suite, t *testing.T) {
 	const total = 300
 	wg.Go(func() {
 		for i := range total {
-			if err := p.Send(ctx, text(fmt.Sprint(i), 0)); err != nil {
+			if err := p.Send(ctx, s.text(fmt.Sprint(i), 0)); err != nil {
 				t.Errorf("send: %v", err)
 			}
 		}

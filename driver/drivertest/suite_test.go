@@ -59,6 +59,40 @@ func (d ableDriver) Open(ctx context.Context, name string, o *driver.Options) (d
 	return refHandleAble{q.(*refHandle)}, nil
 }
 
+// refFIFO has no priorities, and refuses them.
+type refFIFO struct{ *refHandle }
+
+func (refFIFO) Able(a driver.Ability) bool {
+	return a != driver.Modes && a != driver.Priorities && a < driver.Leases
+}
+
+func (h refFIFO) Send(ctx context.Context, m driver.Message, try bool) error {
+	return h.SendBatch(ctx, []driver.Message{m}, try)
+}
+
+func (h refFIFO) SendBytes(ctx context.Context, body []byte, priority int, try bool) error {
+	return h.SendBatch(ctx, []driver.Message{{Body: body, Priority: priority, Type: 1}}, try)
+}
+
+func (h refFIFO) SendBatch(ctx context.Context, ms []driver.Message, try bool) error {
+	for _, m := range ms {
+		if m.Priority != 0 {
+			return driver.ErrUnsupported
+		}
+	}
+	return h.refHandle.SendBatch(ctx, ms, try)
+}
+
+type fifoDriver struct{ *refDriver }
+
+func (d fifoDriver) Open(ctx context.Context, name string, o *driver.Options) (driver.Queue, error) {
+	q, err := d.refDriver.Open(ctx, name, o)
+	if err != nil {
+		return nil, err
+	}
+	return refFIFO{q.(*refHandle)}, nil
+}
+
 const faultVariable = "DRIVERTEST_FAULT"
 
 func TestMain(m *testing.M) {
@@ -66,6 +100,7 @@ func TestMain(m *testing.M) {
 	kumquat.Register("reference", ableDriver{ref})
 	kumquat.Register("bare", bareDriver{&refDriver{m: map[string]*refQueue{}}})
 	kumquat.Register("descriptor", fdDriver{&refDriver{m: map[string]*refQueue{}}})
+	kumquat.Register("fifo", fifoDriver{&refDriver{m: map[string]*refQueue{}, fault: os.Getenv(faultVariable)}})
 	os.Exit(m.Run())
 }
 
@@ -86,6 +121,14 @@ func TestReference(t *testing.T) {
 	defer func() { alone = keep }()
 	alone = nil
 	Run(t, harness("reference", kumquat.Modes))
+}
+
+// A driver without priorities passes too: nothing in the suite needs them but what says so.
+func TestFIFO(t *testing.T) {
+	keep := alone
+	defer func() { alone = keep }()
+	alone = nil
+	Run(t, harness("fifo", kumquat.Modes, kumquat.Priorities))
 }
 
 // A driver with nothing optional passes what is left, by the library's own ways round.
@@ -109,14 +152,16 @@ func TestFaultsAreFound(t *testing.T) {
 	for fault, test := range map[string]string{
 		"order": "Order", "capacity": "Capacity", "expiry": "Expiry", "twice": "ExactlyOnce",
 	} {
-		t.Run(fault, func(t *testing.T) {
-			t.Parallel()
-			cmd := exec.Command(os.Args[0], "-test.run=^TestReference$/^parallel$/^"+test+"$")
-			cmd.Env = append(os.Environ(), faultVariable+"="+fault)
-			out, err := cmd.CombinedOutput()
-			if err == nil || !strings.Contains(string(out), "--- FAIL: TestReference/parallel/"+test) {
-				t.Errorf("the suite did not find it: %v\n%s", err, out)
-			}
-		})
+		for _, suite := range []string{"TestReference", "TestFIFO"} {
+			t.Run(suite+"/"+fault, func(t *testing.T) {
+				t.Parallel()
+				cmd := exec.Command(os.Args[0], "-test.run=^"+suite+"$/^parallel$/^"+test+"$")
+				cmd.Env = append(os.Environ(), faultVariable+"="+fault)
+				out, err := cmd.CombinedOutput()
+				if err == nil || !strings.Contains(string(out), "--- FAIL: "+suite+"/parallel/"+test) {
+					t.Errorf("the suite did not find it: %v\n%s", err, out)
+				}
+			})
+		}
 	}
 }

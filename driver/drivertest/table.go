@@ -34,8 +34,8 @@ var together = []subtest{
 	{"Capacity", nil, capacity},
 	{"BusyCapacity", nil, busyCapacity},
 	{"Reject", nil, reject},
-	{"Dropping", needs(kumquat.Dropping), dropping},
-	{"Headroom", needs(kumquat.Headrooms), headroom},
+	{"Dropping", needs(kumquat.Dropping, kumquat.Priorities), dropping},
+	{"Headroom", needs(kumquat.Headrooms, kumquat.Priorities), headroom},
 
 	{"Try", nil, try},
 	{"DoneContexts", nil, doneContexts},
@@ -47,10 +47,11 @@ var together = []subtest{
 	{"Revoking", needs(kumquat.Revoking), revoking},
 	{"Iterator", nil, iterator},
 
-	{"Filters", needs(kumquat.Filters, kumquat.Metadata), filters},
-	{"BlockedFilters", needs(kumquat.Filters, kumquat.Metadata), blockedFilters},
+	{"Filters", needs(kumquat.Filters, kumquat.Metadata, kumquat.Priorities), filters},
+	{"BlockedFilters", needs(kumquat.Filters, kumquat.Metadata, kumquat.Priorities), blockedFilters},
 	{"Delays", needs(kumquat.Delays, kumquat.Filters), delays},
 	{"Expiry", needs(kumquat.Expiry), expiry},
+
 
 	{"Batches", needs(kumquat.Batches), batches},
 	{"BatchesStayTogether", needs(kumquat.Batches), batchesStayTogether},

@@ -13,8 +13,8 @@ import (
 func try(s *suite, t *testing.T) {
 	q := s.queue(t, kumquat.Options{MaxMessages: 1})
 	empty(t, q, kumquat.Filter{})
-	send(t, q, text("a", 0))
-	want(t, q.TrySend(text("b", 9)), kumquat.ErrFull)
+	send(t, q, s.text("a", 0))
+	want(t, q.TrySend(s.text("b", 9)), kumquat.ErrFull)
 	takes(t, q, kumquat.Filter{}, "a")
 	empty(t, q, kumquat.Filter{})
 }
@@ -36,12 +36,18 @@ func doneContexts(s *suite, t *testing.T) {
 		for _, e := range c.errs {
 			_, err := q.Receive(c.ctx)
 			want(t, err, e)
-			want(t, q.Send(c.ctx, text("a", 0)), nil)
-			want(t, q.Send(c.ctx, text("b", 0)), e)
+			want(t, q.Send(c.ctx, s.text("a", 0)), nil)
+			want(t, q.Send(c.ctx, s.text("b", 0)), e)
 			m, err := q.Receive(c.ctx)
 			want(t, err, nil)
 			if string(m.Body) != "a" {
 				t.Fatalf("got %q", m.Body)
+			}
+			if s.can(kumquat.Purging) {
+				want(t, q.Send(c.ctx, s.text("c", 0)), nil)
+				if n, err := q.Purge(c.ctx); err != nil || n != 1 {
+					t.Fatalf("purge removed %d, %v", n, err)
+				}
 			}
 		}
 	}
@@ -59,10 +65,10 @@ func deadlines(s *suite, t *testing.T) {
 			t.Errorf("a receive of %v ended after %v", d, since)
 		}
 		cancel()
-		send(t, q, text("a", 0))
+		send(t, q, s.text("a", 0))
 		begin = time.Now()
 		ctx, cancel = context.WithTimeout(context.Background(), d)
-		want(t, q.Send(ctx, text("b", 5)), kumquat.ErrTimeout)
+		want(t, q.Send(ctx, s.text("b", 5)), kumquat.ErrTimeout)
 		if since := time.Since(begin); since < d {
 			t.Errorf("a send of %v ended after %v", d, since)
 		}
@@ -75,7 +81,7 @@ func deadlines(s *suite, t *testing.T) {
 	defer cancel()
 	c := receiveLater(far, q)
 	s.blocked(t, q, 1, 0)
-	send(t, q, text("z", 0))
+	send(t, q, s.text("z", 0))
 	if r := get(t, c); r.err != nil || string(r.m.Body) != "z" {
 		t.Errorf("got %q, %v", r.m.Body, r.err)
 	}
@@ -103,9 +109,9 @@ func cancellation(s *suite, t *testing.T) {
 	}
 	measure("receive", func(ctx context.Context) error { _, err := q.Receive(ctx); return err }, 1, 0)
 	measure("receive batch", func(ctx context.Context) error { _, err := q.ReceiveBatch(ctx, 3); return err }, 1, 0)
-	send(t, q, text("a", 0))
-	measure("send", func(ctx context.Context) error { return q.Send(ctx, text("b", 9)) }, 0, 1)
-	measure("send bytes", func(ctx context.Context) error { return q.SendBytes(ctx, []byte("b"), 9) }, 0, 1)
+	send(t, q, s.text("a", 0))
+	measure("send", func(ctx context.Context) error { return q.Send(ctx, s.text("b", 9)) }, 0, 1)
+	measure("send bytes", func(ctx context.Context) error { return q.SendBytes(ctx, []byte("b"), s.at(9)) }, 0, 1)
 	takes(t, q, kumquat.Filter{}, "a")
 	empty(t, q, kumquat.Filter{})
 }
@@ -118,12 +124,12 @@ func wakes(s *suite, t *testing.T) {
 	for range 20 {
 		c := receiveLater(ctx, p)
 		s.blocked(t, q, 1, 0)
-		send(t, q, text("a", 0))
+		send(t, q, s.text("a", 0))
 		if r := get(t, c); r.err != nil || string(r.m.Body) != "a" {
 			t.Fatalf("got %q, %v", r.m.Body, r.err)
 		}
-		send(t, q, text("b", 0))
-		c = sendLater(ctx, p, text("c", 0))
+		send(t, q, s.text("b", 0))
+		c = sendLater(ctx, p, s.text("c", 0))
 		s.blocked(t, q, 0, 1)
 		takes(t, q, kumquat.Filter{}, "b")
 		want(t, get(t, c).err, nil)
@@ -136,15 +142,15 @@ func wakes(s *suite, t *testing.T) {
 	}
 	s.blocked(t, q, 16, 0)
 	for range cs {
-		want(t, q.Send(ctx, text("x", 0)), nil)
+		want(t, q.Send(ctx, s.text("x", 0)), nil)
 	}
 	for _, c := range cs {
 		want(t, get(t, c).err, nil)
 	}
-	send(t, q, text("first", 0))
+	send(t, q, s.text("first", 0))
 	cs = cs[:0]
 	for range 8 {
-		cs = append(cs, sendLater(ctx, q, text("x", 0)), sendLater(ctx, p, text("x", 0)))
+		cs = append(cs, sendLater(ctx, q, s.text("x", 0)), sendLater(ctx, p, s.text("x", 0)))
 	}
 	s.blocked(t, q, 0, 16)
 	for range 1 + len(cs) {
@@ -167,19 +173,22 @@ func closing(s *suite, t *testing.T) {
 	want(t, p.Close(), nil)
 	want(t, get(t, mine).err, kumquat.ErrClosed)
 	pending(t, other)
-	send(t, q, text("a", 0))
+	send(t, q, s.text("a", 0))
 	want(t, get(t, other).err, nil)
 
 	p = s.again(t, q)
-	send(t, q, text("b", 0))
-	mine = sendLater(ctx, p, text("c", 0))
+	send(t, q, s.text("b", 0))
+	mine = sendLater(ctx, p, s.text("c", 0))
 	s.blocked(t, q, 0, 1)
 	want(t, p.Close(), nil)
 	want(t, get(t, mine).err, kumquat.ErrClosed)
 
 	want(t, p.Close(), kumquat.ErrClosed)
-	want(t, p.TrySend(text("d", 0)), kumquat.ErrClosed)
+	want(t, p.TrySend(s.text("d", 0)), kumquat.ErrClosed)
 	want(t, p.TrySendBytes(nil, 0), kumquat.ErrClosed)
+	long := kumquat.Message{Body: make([]byte, stat(t, q).MaxSize+1)} // as EBADF comes before EMSGSIZE
+	want(t, p.TrySend(long), kumquat.ErrClosed)
+	want(t, p.TrySendBytes(long.Body, 0), kumquat.ErrClosed)
 	_, err := p.TryReceive()
 	want(t, err, kumquat.ErrClosed)
 	_, err = p.Receive(ctx)
@@ -188,6 +197,20 @@ func closing(s *suite, t *testing.T) {
 	want(t, err, kumquat.ErrClosed)
 	_, err = p.Stat(ctx)
 	want(t, err, kumquat.ErrClosed)
+	if s.can(kumquat.Modes) { // what the handle was opened for does not matter any more
+		o, err := kumquat.Open(ctx, q.Name(), &kumquat.Options{ReadOnly: true})
+		want(t, err, nil)
+		want(t, o.TrySend(s.text("d", 0)), kumquat.ErrPermission)
+		want(t, o.Close(), nil)
+		want(t, o.TrySend(s.text("d", 0)), kumquat.ErrClosed)
+		want(t, o.Send(ctx, s.text("d", 0)), kumquat.ErrClosed)
+		_, err = o.TryReceive()
+		want(t, err, kumquat.ErrClosed)
+		if s.can(kumquat.Purging) {
+			_, err = o.Purge(ctx)
+			want(t, err, kumquat.ErrClosed)
+		}
+	}
 	takes(t, q, kumquat.Filter{}, "b")
 	empty(t, q, kumquat.Filter{})
 
@@ -196,7 +219,7 @@ func closing(s *suite, t *testing.T) {
 		p := s.again(t, q)
 		var cs []<-chan result
 		for range 4 {
-			cs = append(cs, receiveLater(ctx, p), sendLater(ctx, p, text("x", 0)))
+			cs = append(cs, receiveLater(ctx, p), sendLater(ctx, p, s.text("x", 0)))
 		}
 		want(t, p.Close(), nil)
 		for _, c := range cs {
@@ -214,7 +237,7 @@ func closing(s *suite, t *testing.T) {
 func removing(s *suite, t *testing.T) {
 	q := s.queue(t, kumquat.Options{MaxMessages: 2})
 	ctx := waiting(t)
-	send(t, q, text("old", 0))
+	send(t, q, s.text("old", 0))
 	want(t, kumquat.Remove(ctx, q.Name()), nil)
 	want(t, kumquat.Remove(ctx, q.Name()), kumquat.ErrNotFound)
 	_, err := kumquat.Open(ctx, q.Name(), nil)
@@ -223,9 +246,9 @@ func removing(s *suite, t *testing.T) {
 	want(t, err, nil)
 	defer n.Close()
 	empty(t, n, kumquat.Filter{})
-	_ = q.TrySend(text("old", 0)) // it may say what it likes, as long as the new queue does not get it
+	_ = q.TrySend(s.text("old", 0)) // it may say what it likes, as long as the new queue does not get it
 	empty(t, n, kumquat.Filter{})
-	send(t, n, text("new", 0))
+	send(t, n, s.text("new", 0))
 	if m, err := q.TryReceive(); err == nil && string(m.Body) == "new" {
 		t.Fatal("an old handle received from the new queue")
 	}
@@ -245,14 +268,14 @@ func revoking(s *suite, t *testing.T) {
 
 	q = s.queue(t, kumquat.Options{MaxMessages: 2})
 	p = s.again(t, q)
-	send(t, q, text("a", 0), text("b", 0))
-	c1, c2 = sendLater(ctx, q, text("c", 0)), sendLater(ctx, p, text("d", 0))
+	send(t, q, s.text("a", 0), s.text("b", 0))
+	c1, c2 = sendLater(ctx, q, s.text("c", 0)), sendLater(ctx, p, s.text("d", 0))
 	s.blocked(t, q, 0, 2)
 	want(t, kumquat.Remove(ctx, q.Name()), nil)
 	want(t, get(t, c1).err, kumquat.ErrRemoved)
 	want(t, get(t, c2).err, kumquat.ErrRemoved)
-	want(t, q.TrySend(text("e", 0)), kumquat.ErrRemoved)
-	want(t, q.Send(ctx, text("e", 0)), kumquat.ErrRemoved)
+	want(t, q.TrySend(s.text("e", 0)), kumquat.ErrRemoved)
+	want(t, q.Send(ctx, s.text("e", 0)), kumquat.ErrRemoved)
 	want(t, p.TrySendBytes(nil, 0), kumquat.ErrRemoved)
 	_, err := p.Receive(ctx)
 	want(t, err, kumquat.ErrRemoved)
@@ -263,7 +286,7 @@ func revoking(s *suite, t *testing.T) {
 // The iterator takes one message a step, yields an error once, and ends.
 func iterator(s *suite, t *testing.T) {
 	q := s.queue(t, kumquat.Options{MaxMessages: 5})
-	send(t, q, text("a", 0), text("b", 0), text("c", 0))
+	send(t, q, s.text("a", 0), s.text("b", 0), s.text("c", 0))
 	ctx, cancel := waitCancel(t)
 	for m, err := range q.Messages(ctx) {
 		if want(t, err, nil); string(m.Body) == "b" {
