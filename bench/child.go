@@ -32,6 +32,7 @@ const (
 	rolePing    = "ping"
 	rolePong    = "pong"
 	roleBusy    = "busy" // takes time from the others
+	roleBinding = "binding"
 )
 
 // order says what a child process is to do. peers.cpp gets the same as arguments.
@@ -45,10 +46,11 @@ type order struct {
 	Batch      int
 	Producers  int
 	Consumers  int
-	Filtered   bool     // receive by type
-	Names      []string // of queue 0 (to the right) and queue 1 (back)
-	Pin        int      // number of the core to stay on; −1: any
-	Namespace  int      // descriptor of the IPC namespace to live in; 0: stay
+	Filtered   bool          // receive by type
+	Names      []string      // of queue 0 (to the right) and queue 1 (back)
+	Pin        int           // number of the core to stay on; −1: any
+	Namespace  int           // descriptor of the IPC namespace to live in; 0: stay
+	Target     time.Duration // binding: how long to go on
 }
 
 // phase is one command of the parent: a line on the child's standard input.
@@ -119,6 +121,9 @@ func child(text string) error {
 	}
 	if o.Role == roleBusy {
 		busy()
+	}
+	if o.Role == roleBinding {
+		return bindingChild(&o)
 	}
 	ctl, err := mapControl(controlFD)
 	if err != nil {

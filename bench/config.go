@@ -40,6 +40,7 @@ const (
 	Filter     = "filter"
 	Batch      = "batch"
 	Capacity   = "capacity"
+	Binding    = "binding"
 )
 
 // Description is a name with what it stands for.
@@ -56,6 +57,7 @@ func Workloads() []Description {
 		{Filter, "receive by type with 100,000 messages of another type waiting, beside none waiting"},
 		{Batch, "throughput with --batch messages a call, beside the peers' single ones"},
 		{Capacity, "throughput of queues for 10 messages and for 1"},
+		{Binding, "a send and a receive of one process by packages posix and sysv, beside the same loop in C"},
 	}
 }
 
@@ -71,6 +73,8 @@ func Subjects() []Description {
 		{"kumquat-try", "our queue polled by TryReceiveInto (workload latency)"},
 		{"posix", "mq_timedsend and mq_timedreceive"},
 		{"sysv", "msgsnd and msgrcv"},
+		{"posix-c", "mq_send and mq_receive in C, beside package posix (workload binding)"},
+		{"sysv-c", "msgsnd and msgrcv in C, beside package sysv (workload binding)"},
 		{"sysv-types", "msgsnd and msgrcv with types for priorities"},
 		{"pipe", "write and read of a pipe"},
 		{"unix", "a pair of SOCK_SEQPACKET sockets"},
@@ -98,6 +102,9 @@ func (c Config) prepared() (Config, error) {
 	fill(&c.Priorities, 1)
 	if c.Workload == Capacity {
 		fill(&c.Capacity, 10, 1)
+	}
+	if c.Workload == Binding {
+		fill(&c.Capacity, bindingMessages)
 	}
 	fill(&c.Capacity, 1024)
 	switch c.Workload {
@@ -160,7 +167,7 @@ func (c Config) prepared() (Config, error) {
 
 // oneCall reports whether the workload is of single messages only.
 func (c *Config) oneCall() bool {
-	return c.Workload == Latency || c.Workload == Wake || c.Workload == Filter
+	return c.Workload == Latency || c.Workload == Wake || c.Workload == Filter || c.Workload == Binding
 }
 
 // unused returns what was asked for and does not bear on the workload, for people who would believe that it did.
@@ -168,7 +175,13 @@ func (c *Config) unused() []string {
 	var texts []string
 	pair := c.oneCall() || c.Workload == Depth
 	if pair && (c.Producers > 1 || c.Consumers > 1) {
-		texts = append(texts, c.Workload+": it has one process on each side; the numbers of producers and consumers are left aside")
+		texts = append(texts, c.Workload+": it has one sender and one receiver; the numbers of producers and consumers are left aside")
+	}
+	others := func(values []int, usual int) bool {
+		return slices.ContainsFunc(values, func(v int) bool { return v != usual })
+	}
+	if c.Workload == Binding && (others(c.Capacity, bindingMessages) || others(c.Priorities, 1)) {
+		texts = append(texts, c.Workload+": its queues hold 10 messages of one priority; capacity and priorities are left aside")
 	}
 	if len(c.Depths) > 0 && c.Workload != Depth && c.Workload != Filter {
 		texts = append(texts, c.Workload+": nothing lies in its queues; the depth is left aside")
@@ -205,4 +218,5 @@ var defaultPeers = map[string][]string{
 	Filter:     {"kumquat-none", "sysv"},
 	Batch:      {"boost", "kumquat-single"},
 	Capacity:   {"posix", "boost"},
+	Binding:    {"posix-c", "sysv-c"},
 }

@@ -9,6 +9,8 @@
 // falls on all alike. A [Result] has the median of its rounds and their spread; its ratio is the median over the rounds of ours
 // divided by theirs, each of the two measured next to the other, and is above 1 where ours is better.
 //
+// The workload [Binding] is another one: there packages posix and sysv stand for ours, and the same loop in C for the peers.
+//
 // All subjects do the same work: one message a call, a body of the same size copied in and out, the same random priorities where
 // they have priorities, the same capacity where it can be set. Rates are counted at the receivers, from the first message to the
 // last, after a warm-up in the same processes and a common start; of a queue that has to stay deep, at the slower side.

@@ -11,7 +11,7 @@ const Header = "subject             size   prio    p:c  capacity        median  
 // Row returns the result as a line of a table for people.
 func (r Result) Row() string {
 	var about []string
-	if r.Mode != "" {
+	if r.Mode != "" && r.Mode != modeBinding {
 		about = append(about, r.Mode)
 	}
 	if r.Batch > 1 {
@@ -27,7 +27,7 @@ func (r Result) Row() string {
 		about = append(about, fmt.Sprintf("%.2f allocations a message", r.Allocs))
 	}
 	ratio := "           "
-	if r.Subject != "kumquat" {
+	if r.Subject != "kumquat" && (r.Workload != Binding || strings.HasSuffix(r.Subject, "-c")) {
 		ratio = fmt.Sprintf("%10.2f×", r.Ratio)
 	}
 	return strings.TrimRight(fmt.Sprintf("%-16s %7d %6d %6s %9d %13s %13s %13s  %s  %s", r.Subject, r.Size, r.Priorities, fmt.Sprintf("%d:%d", r.Producers, r.Consumers),

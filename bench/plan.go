@@ -1,6 +1,9 @@
 package bench
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // isFloor begins the reasons why a floor is left out.
 const isFloor = "it is a floor of "
@@ -24,6 +27,9 @@ func (c *Config) plan() (contests []contest, unfit []string) {
 			g.peers = append(g.peers, s)
 		}
 		contests = append(contests, g)
+	}
+	if c.Workload == Binding {
+		return c.planBinding()
 	}
 	for _, size := range c.Sizes {
 		for _, priorities := range c.Priorities {
@@ -60,6 +66,28 @@ func (c *Config) plan() (contests []contest, unfit []string) {
 					add(s)
 				}
 			}
+		}
+	}
+	return contests, unfit
+}
+
+// planBinding pairs each binding with its loop in C.
+func (c *Config) planBinding() (contests []contest, unfit []string) {
+	for _, size := range c.Sizes {
+		for _, binding := range []string{"posix", "sysv"} {
+			s := setup{Subject: binding, Label: binding, Size: size, Priorities: 1, Producers: 1, Consumers: 1, Capacity: bindingMessages, Batch: 1,
+				Mode: modeBinding, Pin: !c.Free}
+			g := contest{ours: s}
+			if slices.Contains(c.Peers, binding+"-c") {
+				s.Subject, s.Label = binding+"-c", binding+"-c"
+				g.peers = append(g.peers, s)
+			}
+			contests = append(contests, g)
+		}
+	}
+	for _, p := range c.Peers {
+		if p != "posix-c" && p != "sysv-c" {
+			unfit = append(unfit, fmt.Sprintf("%s: skipped: the bindings are measured beside their loops in C alone", p))
 		}
 	}
 	return contests, unfit
@@ -102,6 +130,8 @@ func (c *Config) peer(name string, ours setup) (s setup, reason string) {
 			return s, "ours is one pair there"
 		}
 		s.Subject, s.Producers, s.Consumers, s.Batch = "kumquat", 1, 1, ours.Batch
+	case "posix-c", "sysv-c":
+		return s, only + Binding
 	case "kumquat-shallow":
 		if c.Workload != Depth || len(c.Depths) < 2 {
 			return s, only + Depth + ", with two depths"

@@ -22,10 +22,10 @@ type Result struct {
 	Min        float64 `json:"min"`        // of the rounds
 	Max        float64 `json:"max"`        // of the rounds
 	Unit       string  `json:"unit"`
-	Ratio      float64 `json:"ratio"` // ours ÷ theirs, above 1 where ours is better; 1 for our own
+	Ratio      float64 `json:"ratio"` // ours ÷ theirs (of times theirs ÷ ours), above 1 where ours is better; 1 for our own
 
 	Workload  string  `json:"workload"`
-	Mode      string  `json:"mode,omitempty"` // of latencies: "spin", "sleep" or "wake"
+	Mode      string  `json:"mode,omitempty"` // of latencies: "spin", "sleep" or "wake"; "binding"
 	Producers int     `json:"producers"`
 	Consumers int     `json:"consumers"`
 	Capacity  int     `json:"capacity"`

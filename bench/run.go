@@ -148,6 +148,9 @@ func (c *Config) result(e *entrant) Result {
 
 // measure runs one round of e in new processes.
 func (c *Config) measure(ctx context.Context, e *entrant, note func(string)) (float64, error) {
+	if e.Mode == modeBinding {
+		return c.measureBinding(ctx, e)
+	}
 	s, err := newSession(ctx, e.setup, c.Patience)
 	if err != nil {
 		return 0, err

@@ -32,7 +32,7 @@ type setup struct {
 	Consumers  int
 	Capacity   int
 	Batch      int
-	Mode       string // "" (a flow), modeSpin, modeSleep, modeWake
+	Mode       string // "" (a flow), modeSpin, modeSleep, modeWake, modeBinding
 	Filtered   bool
 	Pin        bool  // each process stays on a core of its own, if there are enough
 	Waiting    int   // messages that lie in the queue all the time
@@ -43,6 +43,8 @@ const (
 	modeSpin  = "spin"  // ping-pong, answered at once
 	modeSleep = "sleep" // ping-pong, answered when the other side sleeps
 	modeWake  = "wake"  // one way, after a longer rest
+
+	modeBinding = "binding" // one process that sends and receives
 )
 
 const (

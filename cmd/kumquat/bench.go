@@ -40,10 +40,14 @@ A ratio is ours divided by theirs, above 1 where ours is better. With --json eac
 they need g++ and their headers (libboost-dev, libzmq3-dev), and are said and skipped where something is missing. POSIX queues for
 more than 10 messages of 8,192 bytes need root. The medians mean something on a quiet machine only.
 
+In the workload binding packages posix and sysv stand for ours, and posix-c and sysv-c, which need gcc, for the peers: a ratio is the
+time that C takes for a send and a receive divided by that of the package.
+
 Plots are drawn by kumquat-plot, which is looked for beside this program and in the path; failing that Go runs it.`,
 		Example: `  kumquat bench throughput --size 64,1024,65536 --plot throughput.svg
   kumquat bench throughput --priorities 8 --peers posix,boost --json
-  kumquat bench scale --producers 4 --consumers 4 --rounds 9`,
+  kumquat bench scale --producers 4 --consumers 4 --rounds 9
+  kumquat bench binding --size 64,1024,8192`,
 		Args: arguments(1, 1),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			if len(args) > 0 {
