@@ -22,6 +22,8 @@ permission is enough.
 What processes that died have left behind is no fault: the next users clear it. It is shown, with what they were doing. The exit
 code is 7 only if an invariant is broken. Such a queue should be emptied with recv as far as that goes, and removed.
 
+A queue of the kernel (posix:, sysv:) has no file that could break: the answer is that this does not apply. It is not among all queues.
+
 It also says what about this machine endangers queues: a folder that is no memory, a logout that removes them.`,
 		Example: `  kumquat check
   kumquat check /orders --json`,
@@ -30,6 +32,9 @@ It also says what about this machine endangers queues: a folder that is no memor
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print each queue as one line of JSON")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 && inKernel(args[0]) {
+			return a.checkKernel(cmd.Context(), args[0], asJSON)
+		}
 		if len(args) == 1 {
 			return a.checkAll(cmd.Context(), args, true, asJSON)
 		}
@@ -47,6 +52,22 @@ It also says what about this machine endangers queues: a folder that is no memor
 		return a.checkAll(cmd.Context(), names, false, asJSON)
 	}
 	return c
+}
+
+// checkKernel answers for a queue that the kernel keeps, if there is such a queue.
+func (a *app) checkKernel(ctx context.Context, name string, asJSON bool) error {
+	q, err := observe(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer q.Close()
+	const text = "not applicable: the kernel keeps this queue, and no file that could break"
+	if asJSON {
+		a.out.Write(line(reportJSON{Name: q.Name(), Sound: true, Notes: []string{text}}))
+	} else {
+		fmt.Fprintf(a.out, "%s: %s\n", escape(q.Name()), text)
+	}
+	return nil
 }
 
 // checkAll checks the queues and prints what it finds. The first failure decides the exit code, unless something is broken. One of

@@ -20,13 +20,16 @@ func queueNames(n int) cobra.CompletionFunc {
 		// A person waits at the prompt.
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		scheme := ""
-		if i := strings.IndexByte(toComplete, ':'); i > 0 {
-			scheme = toComplete[:i+1]
+		kinds := kindNames
+		if strings.HasPrefix(toComplete, "/") {
+			kinds = kinds[:1]
 		}
-		infos, err := kumquat.List(ctx, scheme)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
+		var infos []kumquat.Info
+		for _, kind := range kinds {
+			some, err := kumquat.List(ctx, address[kind]) // what cannot be listed is not offered
+			if err == nil {
+				infos = append(infos, some...)
+			}
 		}
 		var names []cobra.Completion
 		for _, info := range infos {
@@ -37,6 +40,9 @@ func queueNames(n int) cobra.CompletionFunc {
 			text := "not readable"
 			if info.Err == nil {
 				text = fmt.Sprintf("%d of %d messages", info.Messages, info.MaxMessages)
+				if kindOf(info.Name) == sysvKind {
+					text = plural(info.Messages, "message")
+				}
 			}
 			names = append(names, cobra.CompletionWithDesc(info.Name, text))
 		}

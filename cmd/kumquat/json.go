@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/kumquat-mq/kumquat"
+	"github.com/kumquat-mq/kumquat/posix"
 )
 
 // The JSON forms. Their fields are only ever added to.
@@ -81,6 +82,76 @@ type statsJSON struct {
 	Removed         bool      `json:"removed,omitempty"`
 	FormatVersion   int       `json:"format_version"`
 	Path            string    `json:"path,omitempty"`
+
+	Kind  string     `json:"kind"`
+	Limit *int       `json:"limit_percent,omitempty"`
+	POSIX *posixJSON `json:"posix,omitempty"`
+	SysV  *sysvJSON  `json:"sysv,omitempty"`
+}
+
+// posixJSON is what only POSIX queues have.
+type posixJSON struct {
+	OpenBy      *int   `json:"open_by,omitempty"`  // processes that have it open
+	AllSeen     *bool  `json:"all_seen,omitempty"` // false: others could not be inspected and may have it open too
+	NotifyPID   int    `json:"notify_pid,omitempty"`
+	NotifyKind  string `json:"notify_kind,omitempty"`
+	KernelBytes int64  `json:"kernel_bytes"` // of RLIMIT_MSGQUEUE
+}
+
+// sysvJSON is what only System V queues have.
+type sysvJSON struct {
+	Key          string     `json:"key"`
+	ID           int        `json:"id"`
+	MaxBytes     int64      `json:"max_bytes"`
+	CreatorUID   int        `json:"creator_uid"`
+	Changed      time.Time  `json:"changed"`
+	LastSender   *partyJSON `json:"last_sender,omitempty"`
+	LastReceiver *partyJSON `json:"last_receiver,omitempty"`
+}
+
+type partyJSON struct {
+	PID     int       `json:"pid"`
+	Time    time.Time `json:"time"`
+	Alive   bool      `json:"alive"`
+	Command string    `json:"command,omitempty"`
+}
+
+func partyOf(pid int, at time.Time) *partyJSON {
+	if at.IsZero() {
+		return nil
+	}
+	p := lastUser(pid, at)
+	return &partyJSON{PID: p.pid, Time: at, Alive: p.alive, Command: p.command}
+}
+
+var notifyNames = map[posix.NotifyKind]string{posix.NotifyBySignal: "signal", posix.NotifyByNone: "none", posix.NotifyByThread: "thread"}
+
+// jsonOfRow is a queue of any kind.
+func jsonOfRow(r *row) statsJSON {
+	j := statsOf(r.Name, &r.Stats)
+	if r.Err != nil {
+		j = statsJSON{Name: r.Name, Error: r.Err.Error()}
+	}
+	j.Kind = r.kind
+	if n := r.fill(); n >= 0 {
+		j.Limit = &n
+	}
+	switch {
+	case r.posix != nil && r.Err == nil:
+		x := r.posix
+		j.POSIX = &posixJSON{NotifyPID: x.NotifyPID, KernelBytes: posix.Footprint(x.MaxMessages, x.MaxSize)}
+		if x.NotifyPID != 0 {
+			j.POSIX.NotifyKind = notifyNames[x.NotifyKind]
+		}
+		if r.open != nil {
+			j.POSIX.OpenBy, j.POSIX.AllSeen = &r.open.processes, &r.open.whole
+		}
+	case r.sysv != nil:
+		s := r.sysv
+		j.SysV = &sysvJSON{Key: s.Key.String(), ID: s.ID, MaxBytes: s.QBytes, CreatorUID: s.CUID, Changed: s.Changed,
+			LastSender: partyOf(s.SendPID, s.LastSend), LastReceiver: partyOf(s.RecvPID, s.LastRecv)}
+	}
+	return j
 }
 
 var durabilityNames = map[kumquat.Durability]string{kumquat.Memory: "memory", kumquat.Interval: "interval", kumquat.Always: "always"}
@@ -93,7 +164,8 @@ func statsOf(name string, s *kumquat.Stats) statsJSON {
 		Senders: s.Senders, Takeovers: s.Takeovers, MaxHandles: s.MaxHandles, MaxBatch: s.MaxBatch, Overflow: overflowName(s.Overflow),
 		Headroom: headroomText(s.Headroom), Durability: durabilityNames[s.Durability], Mode: modeText(s), UID: s.UID, GID: s.GID,
 		Owner: userName(s.UID), Created: s.Created, Resident: s.Resident, OldestEnqueued: s.OldestEnqueued,
-		LowestPriority: s.LowestPriority, HighestPriority: s.HighestPriority, Removed: s.Removed, FormatVersion: s.FormatVersion, Path: s.Path}
+		LowestPriority: s.LowestPriority, HighestPriority: s.HighestPriority, Removed: s.Removed, FormatVersion: s.FormatVersion, Path: s.Path,
+		Kind: kindOf(name)}
 }
 
 type participantJSON struct {

@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"iter"
 	"regexp"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kumquat-mq/kumquat"
+	"github.com/kumquat-mq/kumquat/driver"
+	"github.com/kumquat-mq/kumquat/sysv"
 )
 
 type peekFlags struct {
@@ -25,7 +28,9 @@ func peekCommand(a *app) *cobra.Command {
 		Long: `Show the messages that wait, in the order in which they would be received, without taking them. Delayed ones come last.
 
 Read permission is enough, and nobody is held up. The forms of the output are those of recv, but on a terminal a body is cut to
-the width of the line. The exit code is 4 if there is no message, or none that matches.`,
+the width of the line. The exit code is 4 if there is no message, or none that matches.
+
+System V queues are read by MSG_COPY, in the order of sending, or with --at-most by type. POSIX queues cannot be looked into.`,
 		Example: `  kumquat peek /orders
   kumquat peek /orders --grep 'pears?' -n 10
   kumquat peek /orders --json --min-priority high`,
@@ -54,11 +59,11 @@ func runPeek(ctx context.Context, a *app, o *peekFlags, name string) error {
 		}
 		opt.Match = re.Match
 	}
-	q, err := observe(ctx, name)
+	look, done, err := peeker(ctx, name)
 	if err != nil {
 		return err
 	}
-	defer q.Close()
+	defer done()
 	encode := rawLine
 	switch {
 	case o.asJSON:
@@ -72,7 +77,7 @@ func runPeek(ctx context.Context, a *app, o *peekFlags, name string) error {
 	}
 	n := 0
 	var b []byte
-	for m, err := range q.Peek(ctx, opt) {
+	for m, err := range look(ctx, opt) {
 		if err != nil {
 			return err
 		}
@@ -90,4 +95,36 @@ func runPeek(ctx context.Context, a *app, o *peekFlags, name string) error {
 		return quietError{exitEmpty}
 	}
 	return nil
+}
+
+// peek is Queue.Peek.
+type peek func(context.Context, kumquat.PeekOptions) iter.Seq2[kumquat.Message, error]
+
+// peeker opens a queue to look into it. System V messages have no time of sending, so their driver does not promise Peeking, but what
+// it has will do for people.
+func peeker(ctx context.Context, name string) (peek, func() error, error) {
+	q, err := observe(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	switch kind, rest := split(name); {
+	case kind == posixKind:
+		q.Close()
+		return nil, nil, hintError{fmt.Errorf("peek %s: %w: the kernel shows nothing of a POSIX queue but its first message, to who takes it", name,
+			kumquat.ErrUnsupported), "kumquat stat " + shellWord(name) + " shows how many messages wait; kumquat move takes them out into a queue that can be looked into"}
+	case kind == sysvKind:
+		if err := q.Close(); err != nil {
+			return nil, nil, err
+		}
+		d := sysv.Driver()
+		if isByPriority(name) {
+			d = sysv.PriorityDriver()
+		}
+		k, err := d.Open(ctx, rest, &driver.Options{ReadOnly: true})
+		if err != nil {
+			return nil, nil, err
+		}
+		return k.(driver.Peeker).Peek, k.Close, nil
+	}
+	return q.Peek, q.Close, nil
 }

@@ -17,7 +17,7 @@ func purgeCommand(a *app) *cobra.Command {
 		Use:   "purge NAME [flags]",
 		Short: "Remove messages from a queue",
 		Long: `Remove the messages that wait, delayed ones too, or those that match, and print their number. Messages that are sent while it runs
-stay. The queue stays.
+stay. The queue stays. Of the kernel's queues, System V knows the types and POSIX no selection at all.
 
 On a terminal it asks first, unless --yes is given.`,
 		Example: `  kumquat purge /orders
@@ -67,7 +67,7 @@ func runPurge(ctx context.Context, a *app, name string, f kumquat.Filter, yes, a
 	return err
 }
 
-// purge purges, and shows on a terminal how far it is: the queue's own count of dropped messages tells.
+// purge purges, and shows on a terminal how far it is: the queue's own count of dropped messages tells, or of those that are left.
 func (a *app) purge(ctx context.Context, q *kumquat.Queue, f kumquat.Filter, before kumquat.Stats) (int, error) {
 	tell := a.progress("removed", before.Messages, false)
 	if tell == nil {
@@ -83,7 +83,12 @@ func (a *app) purge(ctx context.Context, q *kumquat.Queue, f kumquat.Filter, bef
 			case <-stop:
 				return
 			case <-tick.C:
-				if s, err := q.Stat(ctx); err == nil {
+				s, err := q.Stat(ctx)
+				switch {
+				case err != nil:
+				case inKernel(q.Name()): // which does not count what it drops
+					tell.show(max(before.Messages-s.Messages, 0))
+				default:
 					tell.show(int(s.Dropped - before.Dropped))
 				}
 			}

@@ -11,7 +11,8 @@ import (
 )
 
 func rmCommand(a *app) *cobra.Command {
-	var yes, dry, force bool
+	var yes, dry, force, asJSON, onlyUnused, neverUsed bool
+	var kinds kindsValue
 	c := &cobra.Command{
 		Use:     "rm NAME... [flags]",
 		Aliases: []string{"remove"},
@@ -19,16 +20,44 @@ func rmCommand(a *app) *cobra.Command {
 		Long: `Remove queues with all their messages. Names may be patterns as for ls. Those who wait on a removed queue are told, and can no
 longer use it; a queue made afterwards under the name is another one.
 
-On a terminal it asks first, unless --yes is given. If one cannot be removed, the others still are.`,
+(A POSIX queue of the kernel lives on, without its name, for those who have it open.)
+
+On a terminal it asks first, unless --yes is given. If one cannot be removed, the others still are.
+
+With --unused it removes queues that nobody uses, of those that are named or of all: a queue of the engine or a POSIX queue that no
+process has open, a System V queue that no process waits at and whose last sender and receiver are gone. They may hold messages: look
+before you say yes. It shows them first. What cannot be inspected counts as used: --dry-run shows such queues too, and says why.
+Processes of other users can be inspected by root only; those in other PID namespaces, only from outside of all.
+System V does not tell who made a queue: one that nobody has sent to or received from yet counts as unused only with --never-used.`,
 		Example: `  kumquat rm /orders
-  kumquat rm '/images/*' --dry-run`,
-		Args:              arguments(1, -1),
+  kumquat rm '/images/*' --dry-run
+  kumquat rm 'sysv:0x4100*' --dry-run
+  kumquat rm --unused --kind posix,sysv --dry-run`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if onlyUnused {
+				return nil
+			}
+			return arguments(1, -1)(cmd, args)
+		},
 		ValidArgsFunction: queueNames(-1),
 	}
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.Flags().BoolVar(&dry, "dry-run", false, "print the names that would be removed, and remove nothing")
 	c.Flags().BoolVar(&force, "if-exists", false, "a queue that is not there is no error")
+	c.Flags().BoolVar(&onlyUnused, "unused", false, "only queues that nobody uses; without a NAME: of all queues")
+	c.Flags().BoolVar(&neverUsed, "never-used", false, "with --unused: System V queues too that nobody has used since they were made")
+	c.Flags().Var(&kinds, "kind", "with --unused: which kinds of queues: engine, posix, sysv (default: all)")
+	c.Flags().BoolVar(&asJSON, "json", false, "with --unused: print each queue as one line of JSON")
+	completeWords(c, "kind", kindNames...)
 	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if onlyUnused {
+			return runUnused(cmd.Context(), a, args, &unusedFlags{kinds: kinds, neverUsed: neverUsed, yes: yes, dry: dry, asJSON: asJSON, ifExists: force})
+		}
+		for _, f := range []string{"never-used", "kind", "json"} {
+			if cmd.Flags().Changed(f) {
+				return usagef("--%s goes with --unused only", f)
+			}
+		}
 		return runRm(cmd.Context(), a, args, yes, dry, force)
 	}
 	return c

@@ -16,6 +16,10 @@ A queue has a name like /orders or /images/input and is made with create, or by 
 priority (0 to 32767, higher first; critical, high, normal and low stand for 28, 20, 10 and 2) and leave in the order of sending
 inside one priority. A queue outlives the processes that use it and is gone after a reboot.
 
+The kernel's own queues have names too: posix:/orders is a POSIX queue (mq_open), sysv:0x41000001 and sysv:PATH,ID are System V queues
+(msgget, ftok), and sysv+priority:0x41000001 is one whose types are used as priorities. All commands take them, as far as the kernel
+allows.
+
 Tables are for terminals; elsewhere the output is plain text, or JSON lines with --json.`
 
 // usageTail is shown under the flags of every command.
@@ -63,9 +67,9 @@ func newRoot(a *app) *cobra.Command {
 		&cobra.Group{ID: "look", Title: "Looking on:"},
 		&cobra.Group{ID: "more", Title: "More:"})
 	for group, cmds := range map[string][]*cobra.Command{
-		"messages": {sendCommand(a), recvCommand(a), peekCommand(a), purgeCommand(a)},
+		"messages": {sendCommand(a), recvCommand(a), peekCommand(a), moveCommand(a), copyCommand(a), purgeCommand(a)},
 		"queues":   {createCommand(a), lsCommand(a), statCommand(a), rmCommand(a)},
-		"look":     {whoCommand(a), watchCommand(a), checkCommand(a)},
+		"look":     {whoCommand(a), watchCommand(a), checkCommand(a), doctorCommand(a)},
 		"more":     {tourCommand(a), benchCommand(a), helpCommand(a), completionCommand(a), versionCommand(a)},
 	} {
 		for _, c := range cmds {

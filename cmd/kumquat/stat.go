@@ -20,7 +20,9 @@ func statCommand(a *app) *cobra.Command {
 		Long: `Show the state of a queue: what it holds, what went through it, how it was made, who waits.
 
 With --watch it shows it again whenever something happens, at most ten times a second: in place on a terminal, else as a line
-with the time and the numbers, or as a line of JSON. It ends when it is stopped, or when the queue is removed (exit code 3).`,
+with the time and the numbers, or as a line of JSON. It ends when it is stopped, or when the queue is removed (exit code 3).
+
+Of the kernel's queues it shows what the kernel knows; it keeps no counts of what went through them.`,
 		Example: `  kumquat stat /orders
   kumquat stat /orders --watch
   kumquat stat /orders --json | jq .messages`,
@@ -39,18 +41,27 @@ with the time and the numbers, or as a line of JSON. It ends when it is stopped,
 		if watch {
 			return a.watchStat(ctx, q, asJSON)
 		}
-		s, err := q.Stat(ctx)
+		r, err := rowOf(ctx, q)
 		if err != nil {
 			return err
 		}
 		if asJSON {
-			a.out.Write(line(statsOf(q.Name(), &s)))
+			a.countUsers(&r)
+			a.out.Write(line(jsonOfRow(&r)))
 			return nil
 		}
-		a.printStat(q.Name(), &s, nil)
+		a.printRow(&r, nil)
 		return nil
 	}
 	return c
+}
+
+// printRow prints the state of a queue of any kind and returns the number of lines.
+func (a *app) printRow(r *row, last *sample) int {
+	if r.posix != nil || r.sysv != nil {
+		return a.printKernelStat(r)
+	}
+	return a.printStat(r.Name, &r.Stats, last)
 }
 
 // printStat prints s as lines of a name and a value, and returns their number. With last it adds the rates since then.
@@ -74,6 +85,7 @@ func (a *app) printStat(name string, s *kumquat.Stats, last *sample) int {
 	put("name", "%s", name)
 	put("messages", "%s of %s", n(uint64(s.Messages)), n(uint64(s.MaxMessages)))
 	put("delayed", "%s", n(uint64(s.Delayed)))
+	put("limit", "%s", percentText((&row{Info: kumquat.Info{Stats: *s}}).fill()))
 	put("bytes", "%s", a.bytesText(s.Bytes))
 	put("priorities", "%s", rangeText(s))
 	put("oldest", "%s", orNone(a.timeText(s.OldestEnqueued)))
@@ -131,7 +143,7 @@ func (a *app) watchStat(ctx context.Context, q *kumquat.Queue, asJSON bool) erro
 	ended := make(chan error, 1)
 	go func() {
 		defer close(changed)
-		for _, err := range q.Watch(ctx) {
+		for _, err := range watchOf(ctx, q) {
 			if err != nil {
 				ended <- err
 				return
@@ -150,18 +162,21 @@ func (a *app) watchStat(ctx context.Context, q *kumquat.Queue, asJSON bool) erro
 	lines := 0
 	var last sample
 	for {
-		s, err := q.Stat(ctx)
+		r, err := rowOf(ctx, q)
 		if err != nil {
-			return err
+			return goneError(err)
 		}
+		s := r.Stats
 		switch {
 		case asJSON:
-			a.out.Write(line(statsOf(q.Name(), &s)))
+			a.out.Write(line(jsonOfRow(&r)))
 		case a.outTerm:
 			if lines > 0 {
 				fmt.Fprintf(a.out, "\x1b[%dA\x1b[J", lines)
 			}
-			lines = a.printStat(q.Name(), &s, &last)
+			lines = a.printRow(&r, &last)
+		case inKernel(q.Name()):
+			fmt.Fprintf(a.out, "%s messages %d bytes %d limit %s\n", time.Now().UTC().Format(time.RFC3339Nano), s.Messages, s.Bytes, percentText(r.fill()))
 		default:
 			fmt.Fprintf(a.out, "%s messages %d sent %d received %d dropped %d expired %d handles %d\n", time.Now().UTC().Format(time.RFC3339Nano),
 				s.Messages, s.Sent, s.Received, s.Dropped, s.Expired, s.Handles)

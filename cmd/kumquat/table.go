@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -75,24 +76,48 @@ const (
 	unknownText = "?"
 )
 
-// fit cuts the widest column so that the rows have room in width characters, as far as that goes.
+// dropEmpty leaves out the columns that have nothing in any row.
+func (g *grid) dropEmpty() {
+	for col := len(g.heads) - 1; col >= 0; col-- {
+		if slices.ContainsFunc(g.rows, func(r []string) bool { return r[col] != "" }) {
+			continue
+		}
+		g.heads, g.right = slices.Delete(slices.Clone(g.heads), col, col+1), slices.Delete(slices.Clone(g.right), col, col+1)
+		for i := range g.rows {
+			g.rows[i] = slices.Delete(g.rows[i], col, col+1)
+		}
+	}
+}
+
+// fit cuts the widest column, then the one that is the widest after it, so that the rows have room in width characters, as far as that
+// goes.
 func fit(g grid, width int) {
-	total, widest, most := -columnGap, 0, 0
+	widths := make([]int, len(g.heads))
+	total := -columnGap
 	for col, head := range g.heads {
-		w := lipgloss.Width(head)
+		widths[col] = lipgloss.Width(head)
 		for _, r := range g.rows {
-			w = max(w, lipgloss.Width(r[col]))
+			widths[col] = max(widths[col], lipgloss.Width(r[col]))
 		}
-		total += w + columnGap
-		if w > most {
-			widest, most = col, w
+		total += widths[col] + columnGap
+	}
+	for total > width {
+		widest := 0
+		for col := range widths {
+			if widths[col] > widths[widest] {
+				widest = col
+			}
 		}
-	}
-	if total <= width {
-		return
-	}
-	for _, r := range g.rows {
-		r[widest] = shorten(r[widest], max(most-(total-width), narrowest))
+		least := max(narrowest, lipgloss.Width(g.heads[widest]))
+		to := max(widths[widest]-(total-width), least)
+		if to >= widths[widest] {
+			return
+		}
+		total -= widths[widest] - to
+		widths[widest] = to
+		for _, r := range g.rows {
+			r[widest] = shorten(r[widest], to)
+		}
 	}
 }
 
@@ -141,10 +166,13 @@ func (a *app) timeText(t time.Time) string {
 	return t.UTC().Format(time.RFC3339Nano)
 }
 
-// plural is "1 message", "2,000 messages".
-func plural[N int | int64 | uint64](n N, noun string) string {
-	if n == 1 {
+// plural is "1 message", "2,000 messages". Nouns that take more than an s have their plural given.
+func plural[N int | int64 | uint64](n N, noun string, many ...string) string {
+	switch {
+	case n == 1:
 		return "1 " + noun
+	case len(many) > 0:
+		return humanize.Comma(int64(n)) + " " + many[0]
 	}
 	return humanize.Comma(int64(n)) + " " + noun + "s"
 }

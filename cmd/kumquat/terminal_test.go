@@ -117,7 +117,7 @@ func TestTerminalConfirm(t *testing.T) {
 		if code != c.code {
 			t.Errorf("%v %q: exit code %d, not %d: %q", c.args, c.answer, code, c.code, text)
 		}
-		out := mustRun(t, dir, "ls", "--columns", "messages")
+		out := mustRun(t, dir, "ls", "--kind", "engine", "--columns", "messages")
 		if got := strings.TrimSpace(strings.TrimPrefix(out, "MESSAGES")); got != c.left {
 			t.Errorf("%v %q: %q messages left, not %q", c.args, c.answer, got, c.left)
 		}

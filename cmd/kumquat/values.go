@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -113,6 +114,25 @@ func (v *countValue) Set(s string) error {
 		return fmt.Errorf("%q is not a number of %d or more", s, v.min)
 	}
 	v.n = n
+	return nil
+}
+
+// kindsValue is a list of kinds of queues, with commas.
+type kindsValue []string
+
+func (v *kindsValue) Type() string   { return "KINDS" }
+func (v *kindsValue) String() string { return strings.Join(*v, ",") }
+
+func (v *kindsValue) Set(s string) error {
+	for k := range strings.SplitSeq(s, ",") {
+		k = strings.ToLower(strings.TrimSpace(k))
+		if !slices.Contains(kindNames, k) {
+			return fmt.Errorf("%q is none of %s", k, strings.Join(kindNames, ", "))
+		}
+		if !slices.Contains(*v, k) {
+			*v = append(*v, k)
+		}
+	}
 	return nil
 }
 

@@ -20,6 +20,8 @@ func watchCommand(a *app) *cobra.Command {
 are counted, not told one by one), processes that opened or closed the queue or died with it open, a lock that was taken over from
 a process that had died or was stopped, the removal of the queue.
 
+The kernel counts nothing: a queue of its own is looked at ten times a second, and told is by how much it grew or shrank at least.
+
 It ends when it is stopped, or when all of the queues are removed (exit code 3). Read permission is enough.`,
 		Example: `  kumquat watch /orders
   kumquat watch /orders /images/input --json`,
@@ -60,7 +62,7 @@ func runWatch(parent context.Context, a *app, names []string, asJSON bool, want 
 		running++
 		go func() {
 			defer q.Close()
-			for e, err := range q.Watch(ctx) {
+			for e, err := range watchOf(ctx, q) {
 				all <- happening{queue: name, event: e, err: err}
 			}
 			all <- happening{queue: name, over: true}

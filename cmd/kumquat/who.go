@@ -19,10 +19,14 @@ func whoCommand(a *app) *cobra.Command {
 S sleeps, D waits for a disk, T is stopped, Z is a zombie, ? cannot be seen from here, dead is dead), what it does or waits for and
 since when, how many places it holds, how many messages it sent and received.
 
+Of a POSIX queue it shows who has it open, for receiving, sending or both; of a System V queue who waits at it, and who sent and
+received last. Processes of other users can be inspected by root only.
+
 What a process says of itself is not verified. A process in another PID namespace, as in a container, is shown with the id that it
 has there.`,
 		Example: `  kumquat who /orders
-  kumquat who /orders --json`,
+  kumquat who /orders --json
+  kumquat who sysv:0x41000001`,
 		Args:              arguments(1, 1),
 		ValidArgsFunction: queueNames(1),
 	}
@@ -37,6 +41,9 @@ func runWho(ctx context.Context, a *app, name string, asJSON bool) error {
 		return err
 	}
 	defer q.Close()
+	if inKernel(name) {
+		return a.whoKernel(ctx, q, asJSON)
+	}
 	ps, err := q.Who(ctx)
 	if err != nil {
 		return err
