@@ -54,13 +54,13 @@ vulnerable() {
 	go -C tools run ./vulngate <"$out"
 }
 
-# The program that draws is a module of its own, which the library's does not see.
-vet() { go vet ./... && go -C bench/plot vet ./...; }
+# Modules of their own, which the library's does not see: the program that draws, gRPC over rpc.
+vet() { go vet ./... && go -C bench/plot vet ./... && go -C rpc/grpcrpc vet ./...; }
 
 # go tool looks for the module of the folder that it runs in, so the path of the tool is asked for here.
 static() {
 	local program
-	tool staticcheck ./... && program=$(tool -n staticcheck) && (cd bench/plot && "$program" ./...)
+	tool staticcheck ./... && program=$(tool -n staticcheck) && (cd bench/plot && "$program" ./...) && (cd rpc/grpcrpc && "$program" ./...)
 }
 
 step "gofmt" lint_format || true

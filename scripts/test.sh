@@ -55,18 +55,19 @@ build() { go build ./...; }
 
 vet() { go vet ./...; }
 
-# The program that draws (bench/plot) is a module of its own, which ./... does not see.
-plot_modules() { go -C bench/plot mod download >/dev/null 2>&1; }
+# Modules of their own, which ./... does not see: the program that draws, and gRPC over rpc.
+nested=(bench/plot rpc/grpcrpc)
 
-plot_program() {
+# nested_module DIR: vet, staticcheck and test it.
+nested_module() {
 	local rc=0
-	cd bench/plot
+	cd "$1"
 	if go vet ./... && { [ -z "$staticcheck" ] || "$staticcheck" ./...; }; then
-		go_test plot -count=1 ./... || rc=$?
+		go_test "${1//\//-}" -count=1 ./... || rc=$?
 	else
 		rc=1
 	fi
-	cd ../..
+	cd "$OLDPWD"
 	return "$rc"
 }
 
@@ -156,11 +157,13 @@ else
 	skip "staticcheck" "it could not be built; its modules come from the Go module proxy"
 fi
 step "tests" tests || true
-if plot_modules; then
-	step "the program that draws" plot_program || true
-else
-	skip "the program that draws" "its modules could not be had; they come from the Go module proxy"
-fi
+for dir in "${nested[@]}"; do
+	if go -C "$dir" mod download >/dev/null 2>&1; then
+		step "the module $dir" nested_module "$dir" || true
+	else
+		skip "the module $dir" "its modules could not be had; they come from the Go module proxy"
+	fi
+done
 step "the engine step by step" steps || true
 step "tour of this folder" tour || true
 if have gcc; then
