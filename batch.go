@@ -2,6 +2,7 @@ package kumquat
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
 
@@ -127,11 +128,17 @@ func (q *Queue) receiveBatch(ctx context.Context, max int, filters []Filter, try
 	if q.batch != nil {
 		ms, err = q.batch.ReceiveBatch(ctx, nil, f, max, try)
 	} else {
+		if late := q.late.Swap(nil); late != nil {
+			return nil, q.fail(op, *late)
+		}
 		for len(ms) < max && err == nil {
 			var m Message
 			if m, err = q.d.Receive(ctx, f, try || len(ms) > 0); err == nil {
 				ms = append(ms, m)
 			}
+		}
+		if len(ms) > 0 && err != nil && !errors.Is(err, ErrEmpty) {
+			q.late.Store(&err) // it may tell of a message that is gone, as a damaged envelope does: it comes with the next call
 		}
 	}
 	if len(ms) == 0 && err != nil {

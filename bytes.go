@@ -89,5 +89,8 @@ func (q *Queue) receiveInto(ctx context.Context, buf []byte, try bool) (n, prior
 	if err != nil {
 		return 0, 0, err
 	}
+	if n := len(m.Body); n > len(buf) {
+		return 0, 0, fmt.Errorf("%w: a message of %d bytes came, though the queue's longest is %d by its own account; it is lost", ErrTooLarge, n, size)
+	}
 	return copy(buf, m.Body), m.Priority, nil
 }

@@ -17,8 +17,9 @@ type Queue struct {
 	abilities
 	name    string
 	scheme  string
-	maxSize atomic.Int64  // what Stat said, for ReceiveInto without a ByteQueue; 0: not asked yet
-	closed  chan struct{} // closed by Close, for those who wait on a descriptor
+	maxSize atomic.Int64          // what Stat said, for ReceiveInto without a ByteQueue; 0: not asked yet
+	late    atomic.Pointer[error] // what ended the last batch that was not empty, on drivers without batches
+	closed  chan struct{}         // closed by Close, for those who wait on a descriptor
 }
 
 func newQueue(d driver.Queue, a address) *Queue {
