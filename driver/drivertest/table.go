@@ -52,7 +52,6 @@ var together = []subtest{
 	{"Delays", needs(kumquat.Delays, kumquat.Filters), delays},
 	{"Expiry", needs(kumquat.Expiry), expiry},
 
-
 	{"Batches", needs(kumquat.Batches), batches},
 	{"BatchesStayTogether", needs(kumquat.Batches), batchesStayTogether},
 	{"ReceiveBatch", nil, receiveBatch},
