@@ -45,6 +45,7 @@ type abilities struct {
 	fd      driver.Descriptor
 	watch   driver.Watcher
 	inspect driver.Inspector
+	leaser  driver.Leaser
 }
 
 func findAbilities(d driver.Queue) (a abilities) {
@@ -64,6 +65,7 @@ func findAbilities(d driver.Queue) (a abilities) {
 	find(&a, Descriptors, &a.fd, d)
 	find(&a, Watching, &a.watch, d)
 	find(&a, Inspecting, &a.inspect, d)
+	find(&a, Leases, &a.leaser, d)
 	return a
 }
 

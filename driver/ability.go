@@ -27,7 +27,7 @@ const (
 	Modes      // Options.Mode, Owner and ReadOnly
 	Revoking   // Remove ends open handles: those who wait on them, and all later calls, get ErrRemoved
 
-	Leases       // deliveries that are acknowledged
+	Leases       // Leaser
 	Transactions // several steps as one
 	Durable      // Options.Durability other than Memory
 )
@@ -55,7 +55,7 @@ type Abler interface {
 }
 
 // Able reports whether q can do a: what its Abler says if it has one, else whether it has the methods. Without an Abler a queue is
-// taken to have the abilities that are not interfaces, but for leases, transactions and durability.
+// taken to have the abilities that are not interfaces, but for transactions and durability.
 func Able(q Queue, a Ability) bool {
 	has := true
 	switch a {
@@ -81,6 +81,11 @@ func Able(q Queue, a Ability) bool {
 		_, has = q.(Watcher)
 	case Inspecting:
 		_, has = q.(Inspector)
+	case Leases:
+		_, has = q.(Leaser)
+		if _, asks := q.(Abler); !asks {
+			return has
+		}
 	}
 	if x, ok := q.(Abler); ok {
 		return has && x.Able(a)

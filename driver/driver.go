@@ -98,6 +98,34 @@ type Loan interface {
 	Release() error
 }
 
+// Leaser delivers messages for a time. A leased message still takes its place in the queue. The lease ends by its time, or soon
+// after the death of its process, or with its handle; then the message goes back to the place of its send. A lease is named by its
+// token: calls with one that has ended return ErrLeaseLost and change nothing.
+type Leaser interface {
+	// Lease takes a message like Receive, for d (more than 0; drivers round up).
+	Lease(ctx context.Context, f Filter, d time.Duration, try bool) (Lease, error)
+	// LeaseBatch appends to dst at most max leases, all that are there up to that; it waits only for the first. It returns a
+	// lease or an error, never both empty.
+	LeaseBatch(ctx context.Context, dst []Lease, f Filter, d time.Duration, max int, try bool) ([]Lease, error)
+	// Ack removes the message: it is done.
+	Ack(ctx context.Context, l *Lease) error
+	// AckBatch acknowledges all of ls that have not ended and returns their number; ErrLeaseLost if it is not all.
+	AckBatch(ctx context.Context, ls []Lease) (int, error)
+	// Extend makes the lease end d from now, and sets l.Until.
+	Extend(ctx context.Context, l *Lease, d time.Duration) error
+	// Retry gives the message back as one whose delivery failed (Message.Attempt), to be delivered after delay, ≥ 0.
+	Retry(ctx context.Context, l *Lease, delay time.Duration) error
+	// Release gives the message back at once, as if it had not been delivered.
+	Release(ctx context.Context, l *Lease) error
+}
+
+// Lease is a message delivered for a time. Slot and Token are the driver's.
+type Lease struct {
+	Message     Message
+	Slot, Token uint64
+	Until       time.Time // when it ends (CLOCK_REALTIME)
+}
+
 // Peeker looks at messages without taking them.
 type Peeker interface {
 	// Peek yields messages in the order in which they would be received (delayed ones after those due, by time), as they stand at
@@ -208,8 +236,9 @@ type Info struct {
 
 // Stats is a snapshot of a queue. Numbers that a driver does not know are −1 where that is said, else 0.
 type Stats struct {
-	Messages    int   // waiting, delayed ones included
-	Delayed     int   // of these, not yet due
+	Messages    int   // waiting, delayed and leased ones included
+	Delayed     int   // of these, not yet due (after a failed delivery too)
+	Leased      int   // of these, leased (where Messages counts them) and not acknowledged
 	Bytes       int64 // bodies of the waiting messages; −1: unknown
 	MaxMessages int
 	MaxSize     int

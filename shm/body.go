@@ -159,6 +159,9 @@ func (q *Queue) read(c *claimed, m *driver.Message, lent *[]byte) error {
 	m.Priority, m.Seq, m.Taken = int(c.prio), c.seq, c.stamp
 	m.Type, m.Enqueued = int64(*p64(sl, sType)), time.Unix(0, int64(*p64(sl, sEnqueued)))
 	m.Sender, m.Attempt = int(*p32(sl, sSender)), int(*p16(sl, sAttempt))
+	if load(q.timed)&someLeases != 0 {
+		m.Attempt += q.failures(c.slot, c.seq)
+	}
 	if flags&flagTimed != 0 {
 		m.NotBefore, m.Expires = timeOf(int64(*p64(sl, sInline))), timeOf(int64(*p64(sl, sInline+8)))
 	}

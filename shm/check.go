@@ -32,6 +32,7 @@ type checker struct {
 	seqs     []uint64 // of the queued messages
 	queued   uint64
 	fresh    uint64 // of these, not drained yet
+	held     uint64 // entries of the heap that stand for leases
 	suspects []suspect
 	index    bool // found a contradiction of the index
 }
@@ -44,6 +45,8 @@ const (
 	slotListed
 	slotTimed // in the heap
 	slotFresh // not drained yet
+	slotLeased
+	slotHeld // in the heap as leased
 )
 
 func (c *checker) add(broken bool, where, text string) {
@@ -329,6 +332,10 @@ func (c *checker) slots(s *snapshot) error {
 				c.suspect(i, w)
 			}
 			return true, nil
+		case kindLeased:
+			if s.leases {
+				return true, c.leased(i, w)
+			}
 		}
 		return true, c.still(i, w, fmt.Sprintf("its state %#x is of no kind that this version writes", w))
 	})
@@ -347,6 +354,27 @@ func (c *checker) still(i, w uint64, text string) error {
 		c.fact(false, fmt.Sprintf("slot %d", i), "%s", text)
 	}
 	return err
+}
+
+// leased checks a slot that is LEASED.
+func (c *checker) leased(i, w uint64) error {
+	if c.marks != nil {
+		c.marks[i] |= slotLeased
+	}
+	p := tokenOwner(tokenOf(w))
+	switch {
+	case p >= uint64(len(c.table)):
+		return c.still(i, w, fmt.Sprintf("it is leased by participant %d, there are %d", p, len(c.table)))
+	case i >= c.o.slots:
+		return nil
+	case !c.alive[p]:
+		again, err := c.o.word(c.o.slotBase(i) + sState)
+		if err == nil && again == w {
+			c.debris(fmt.Sprintf("slot %d", i), "it was leased by participant %d, which died; the next user gives the message back", p)
+		}
+		return err
+	}
+	return nil
 }
 
 // ready checks a slot that is READY.

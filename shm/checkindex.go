@@ -29,8 +29,11 @@ func (c *checker) indexOf(s *snapshot) error {
 		return err
 	}
 	waiting := seqDiff(headSeq(s.head), s.consumed)
-	c.fact(int64(c.queued) == waiting, "head", "%d messages wait according to the counts, %d are found", waiting, c.queued)
+	c.fact(int64(c.queued+c.held) == waiting, "head", "%d messages wait according to the counts, %d are found", waiting, c.queued+c.held)
 	for i, m := range c.marks {
+		if m&slotLeased != 0 {
+			c.fact(m&slotHeld != 0, fmt.Sprintf("slot %d", i), "it is leased but not in the heap: the lease would never end")
+		}
 		if m&slotQueued == 0 {
 			continue // a listed one was found out already
 		}
@@ -182,6 +185,12 @@ func (x *indexCheck) heap() error {
 			x.fact(parent <= t, where, "entry %d is due before entry %d, which is above it", i, (i-1)/2)
 		}
 		slot := headSlot(item)
+		if t&heapKind == heapLeased {
+			if err := x.lease(slot, i, item, where); err != nil {
+				return err
+			}
+			continue
+		}
 		seq, _, ok, err := x.node(slot, where)
 		if err != nil {
 			return err
@@ -205,6 +214,44 @@ func (x *indexCheck) heap() error {
 	return x.untimed()
 }
 
+// lease checks the heap's entry i, which stands for a lease: the slot is as the node expects, or was acknowledged since.
+func (x *indexCheck) lease(slot, i, item uint64, where string) error {
+	if !x.fact(slot < x.s.high && slot < x.s.nodesUp[x.k], where, "entry %d leads to slot %d, of %d in use", i, slot, x.s.high) {
+		return nil
+	}
+	base := x.o.areaBase(x.k)
+	place, err := x.pages.word(base + x.o.placeIn + slot/2*8)
+	if err != nil {
+		return err
+	}
+	place = place >> (32 * (slot % 2)) & (1<<32 - 1)
+	x.fact(place == i+1, where, "slot %d says it is entry %d, it is %d", slot, int64(place)-1, i)
+	x.fact(x.marks[slot]&(slotHeld|slotTimed) == 0, where, "slot %d is in it twice", slot)
+	x.marks[slot] |= slotHeld
+	x.held++
+	expected, err := x.pages.word(x.o.nodeBase(x.k, slot))
+	if err != nil {
+		return err
+	}
+	node, err := x.pages.word(x.o.nodeBase(x.k, slot) + 8)
+	if err != nil {
+		return err
+	}
+	state, err := x.pages.word(x.o.slotBase(slot) + sState)
+	if err != nil {
+		return err
+	}
+	x.fact(kindOf(expected) == kindLeased, where, "entry %d is of a lease, but slot %d is expected to be %#x", i, slot, expected)
+	x.fact(kindOf(state) != kindLeased || state == expected, where, "it expects slot %d to be %#x, but it is %#x", slot, expected, state)
+	x.fact(nodeSeq(node) == headSeq(item), where, "entry %d has message %d, slot %d has %d", i, headSeq(item), slot, nodeSeq(node))
+	record, err := x.pages.word(x.o.recordBase(slot))
+	if err != nil {
+		return err
+	}
+	x.fact(state != expected || recSeq(record) == headSeq(item), where, "slot %d has message %d, its record is of %d", slot, headSeq(item), recSeq(record))
+	return nil
+}
+
 // time checks the time of a heap entry: what is in a list waits for its expiry, the others for what comes first.
 func (x *indexCheck) time(slot, t uint64, where string) error {
 	h, err := x.slotHead(slot)
@@ -212,6 +259,18 @@ func (x *indexCheck) time(slot, t uint64, where string) error {
 		return err
 	}
 	listed := x.marks[slot]&slotListed != 0
+	if slot < x.s.records {
+		var r [recordSize]byte
+		if err := x.o.read(r[:], x.o.recordBase(slot)); err != nil {
+			return err
+		}
+		state, err := x.pages.word(x.o.slotBase(slot) + sState)
+		if err != nil {
+			return err
+		}
+		_, retry := recordOf(r[:], seqOf(state))
+		h.notBefore = max(h.notBefore, retry)
+	}
 	at := h.expires
 	if !listed && (at == 0 || h.notBefore < at) {
 		at = h.notBefore

@@ -170,8 +170,13 @@ func (x *filterIndex) best(a *area, q *Queue, h *filterHeap) (*filterEntry, erro
 	for h != nil && len(*h) > 0 {
 		e := &(*h)[0]
 		if w := load(q.stateOf(e.slot)); nodeSeq(load(a.node(e.slot))) == e.seq {
-			if w == load(a.expected(e.slot)) {
+			if w == load(a.expected(e.slot)) && kindOf(w) == kindReady && !q.waitsForRetry(a, e.slot) {
 				return e, nil
+			}
+			if w == load(a.expected(e.slot)) { // leased, or waiting after a failure: it is enlisted again when that is over
+				h.pop()
+				x.size--
+				continue
 			}
 			if kindOf(w) == kindReady && seqOf(w) == e.seq {
 				x.valid = false

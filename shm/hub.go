@@ -287,5 +287,5 @@ func (g *group) idle() (yes bool) {
 			yes = false
 		}
 	}()
-	return g.asked && g.word == g.q.recvWait && load32(g.word) == g.v && load(g.q.head) == g.head && load(g.q.removed) == 0
+	return g.asked && g.word == g.q.recvWait && load32(g.word) == g.v && load(g.q.head) == g.head && load(g.q.removed) == 0 && load(g.q.timed)&someLeases == 0
 }

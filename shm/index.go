@@ -17,6 +17,7 @@ type area struct {
 	consumed       *uint64 // how many messages ever left the queue, by this area's account
 	progress       *uint64
 	heapLen        *uint64
+	heapUpTo       *uint64 // entries and places below this one have pages
 	level2         *uint64
 	level1, level0 unsafe.Pointer
 	lists          unsafe.Pointer
@@ -32,6 +33,7 @@ type area struct {
 func (a *area) locate(q *Queue, k uint64) {
 	a.k, a.at, a.slots = k, q.areasAt+k*q.areaStride, q.slots
 	at := unsafe.Add(q.base, a.at)
+	a.heapUpTo = p64(q.base, offHeapUp+k*8)
 	a.consumed, a.progress, a.heapLen, a.level2 = p64(at, aConsumed), p64(at, aProgress), p64(at, aHeapLen), p64(at, aLevel2)
 	a.level1, a.level0, a.lists = unsafe.Add(at, aLevel1), unsafe.Add(at, aLevel0), unsafe.Add(at, aLists)
 	a.nodes, a.heap, a.place = unsafe.Add(at, q.nodesIn), unsafe.Add(at, q.heapIn), unsafe.Add(at, q.placeIn)
@@ -206,6 +208,11 @@ func (a *area) unlink(prio, s uint64) error {
 
 // insert puts message seq in slot s at its place among the others of its priority.
 func (a *area) insert(s, prio, expected, seq uint64) error {
+	return a.insertFrom(noSlot, s, prio, expected, seq)
+}
+
+// insertFrom is insert that need not look at what stands before slot from, which is of the same list and older.
+func (a *area) insertFrom(from, s, prio, expected, seq uint64) error {
 	if !a.has(prio) {
 		return a.push(s, prio, expected, seq)
 	}
@@ -217,6 +224,9 @@ func (a *area) insert(s, prio, expected, seq uint64) error {
 	}
 	store(a.expected(s), expected)
 	prev, at := uint64(noSlot), listHead(w)
+	if from != noSlot {
+		prev, at = from, nodeNext(load(a.node(from)))
+	}
 	for n := uint64(0); ; n++ {
 		if at >= a.slots || n > a.slots {
 			return errDamaged
@@ -324,10 +334,28 @@ func (a *area) heapTop() (t, seq, s uint64, ok bool, err error) {
 	return load(a.heapTime(0)), headSeq(item), headSlot(item), true, nil
 }
 
+// heapEntry returns the kind of slot s's entry in the heap and the seq that it names; ok is false if it has none.
+func (a *area) heapEntry(s uint64) (kind, seq uint64, ok bool) {
+	n := load(a.heapLen)
+	if n == 0 || n > a.slots || s >= load(a.heapUpTo) {
+		return 0, 0, false
+	}
+	i := uint64(load32(a.placeOf(s)))
+	if i == 0 || i > n {
+		return 0, 0, false
+	}
+	item := load(a.heapItem(i - 1))
+	return load(a.heapTime(i-1)) & heapKind, headSeq(item), headSlot(item) == s
+}
+
 // heapRemove takes slot s out, if it is in.
 func (a *area) heapRemove(s uint64) error {
-	n, i := load(a.heapLen), uint64(load32(a.placeOf(s)))
-	if i == 0 || n == 0 {
+	n := load(a.heapLen)
+	if n == 0 || s >= load(a.heapUpTo) {
+		return nil
+	}
+	i := uint64(load32(a.placeOf(s)))
+	if i == 0 {
 		return nil
 	}
 	i--

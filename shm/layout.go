@@ -12,10 +12,10 @@ import (
 )
 
 // The file, in order: header page, page of hot words, participants, slots, links, hints (two levels), metadata blocks, bodies,
-// areas. docs/format.md specifies every byte; the constants here are its source, and layout_test.go holds the two together.
+// records, areas. docs/format.md specifies every byte; the constants here are its source, and layout_test.go holds the two together.
 const (
 	magic         = "KUMQUAT\x00"
-	formatVersion = 1
+	formatVersion = 2
 	pageSize      = 4096
 
 	// header page
@@ -50,6 +50,7 @@ const (
 	offBeforeIn    = 200
 	offRingIn      = 208
 	offRingSize    = 216
+	offRecordsAt   = 224
 	sumEnd         = 256
 	offRemoved     = 256 // u64, the only word of this page that changes
 
@@ -64,7 +65,9 @@ const (
 	offHigh     = pageSize + 768  // u64: slots below this one have been used
 	offBacked   = pageSize + 776  // u64: slots below this one have pages
 	offPartHigh = pageSize + 784  // u64: participants below this one have pages
-	offTimed    = pageSize + 792  // u64: 1 once a timed message was sent
+	offTimed    = pageSize + 792  // u64: bit 0: a timed message was sent; bit 1: a message was leased
+	offReturns  = pageSize + 800  // u64: messages that came back from a lease
+	offRecords  = pageSize + 808  // u64: slots below this one have memory for their records
 	offNodesUp  = pageSize + 896  // [16]u64: nodes below this one have pages, per area
 	offHeapUp   = pageSize + 1024 // [16]u64: likewise heap and places
 	offListsUp  = pageSize + 1152 // [16]u64: bit b: list heads of priorities 512·b … 512·b+511 have pages
@@ -72,6 +75,7 @@ const (
 	offExpired  = pageSize + 1288 // u64
 	offWanted   = pageSize + 1408 // u32: 1 if somebody sleeps until the lock is given back
 	offRingsUp  = pageSize + 1416 // u64: bit k: the ring of area k has pages
+	offAcks     = pageSize + 1536 // u64: messages acknowledged
 	hotEnd      = 2 * pageSize
 
 	// participant entry
@@ -94,6 +98,8 @@ const (
 	pRecordNext = 192
 	pLedger     = 256 // [ledgerMax]u32: slot + 1
 	pCommand    = 576 // 128 bytes, zero padded
+	pTokens     = 704 // leases that this entry ever took, of all its generations
+	pLeasing    = 712 // not 0: its generation may have leases
 	commandSize = 128
 	fixedLedger = 8 // ledger positions 0…7 belong to lanes and to the receiver
 	poolMax     = 64
@@ -166,6 +172,7 @@ type layout struct {
 	areasAt, areaStride       uint64
 	nodesIn, heapIn, placeIn  uint64
 	beforeIn, ringIn, ring    uint64 // ring: entries of an area's ring, a power of two
+	recordsAt                 uint64
 	size                      uint64
 }
 
@@ -234,6 +241,7 @@ func (l *layout) place() {
 	l.summaryAt = next((l.slots + 4095) / 4096 * 8)
 	l.metaAt = next(l.slots * metaBlock)
 	l.bodiesAt = next(l.slots * l.stride)
+	l.recordsAt = next(l.slots * recordSize)
 	l.areasAt = at
 	at = aLists + listsSize
 	l.nodesIn = next(l.slots * nodeSize)
@@ -268,7 +276,7 @@ func (l *layout) encode() []byte {
 	for off, v := range map[int]uint64{offPartsAt: l.partsAt, offSlotsAt: l.slotsAt, offLinksAt: l.linksAt, offHintsAt: l.hintsAt,
 		offSummaryAt: l.summaryAt, offMetaAt: l.metaAt, offBodiesAt: l.bodiesAt, offAreasAt: l.areasAt, offAreaStride: l.areaStride,
 		offNodesIn: l.nodesIn, offHeapIn: l.heapIn, offPlaceIn: l.placeIn, offBeforeIn: l.beforeIn,
-		offRingIn: l.ringIn, offRingSize: l.ring, offFileSize: l.size} {
+		offRingIn: l.ringIn, offRingSize: l.ring, offRecordsAt: l.recordsAt, offFileSize: l.size} {
 		p64(off, v)
 	}
 	p64(offSum, headerSum(b))
@@ -313,7 +321,7 @@ func decodeLayout(b []byte, fileSize int64) (layout, error) {
 		l.hintsAt != u64(offHintsAt) || l.summaryAt != u64(offSummaryAt) || l.metaAt != u64(offMetaAt) || l.bodiesAt != u64(offBodiesAt) ||
 		l.areasAt != u64(offAreasAt) || l.areaStride != u64(offAreaStride) || l.nodesIn != u64(offNodesIn) || l.heapIn != u64(offHeapIn) ||
 		l.placeIn != u64(offPlaceIn) || l.beforeIn != u64(offBeforeIn) ||
-		l.ringIn != u64(offRingIn) || l.ring != u64(offRingSize) || l.size != u64(offFileSize) || l.slots*l.stride > maxAddresses {
+		l.recordsAt != u64(offRecordsAt) || l.ringIn != u64(offRingIn) || l.ring != u64(offRingSize) || l.size != u64(offFileSize) || l.slots*l.stride > maxAddresses {
 		return corrupt("the header's layout is not the one of this version: remove the queue")
 	}
 	if uint64(fileSize) < l.size {

@@ -38,18 +38,18 @@ var sections = []struct {
 		{"offSlotsAt", offSlotsAt, 8, 8}, {"offLinksAt", offLinksAt, 8, 8}, {"offHintsAt", offHintsAt, 8, 8}, {"offSummaryAt", offSummaryAt, 8, 8},
 		{"offMetaAt", offMetaAt, 8, 8}, {"offBodiesAt", offBodiesAt, 8, 8}, {"offAreasAt", offAreasAt, 8, 8}, {"offAreaStride", offAreaStride, 8, 8},
 		{"offNodesIn", offNodesIn, 8, 8}, {"offHeapIn", offHeapIn, 8, 8}, {"offPlaceIn", offPlaceIn, 8, 8}, {"offFileSize", offFileSize, 8, 8},
-		{"offBeforeIn", offBeforeIn, 8, 8}, {"offRingIn", offRingIn, 8, 8}, {"offRingSize", offRingSize, 8, 8},
+		{"offBeforeIn", offBeforeIn, 8, 8}, {"offRingIn", offRingIn, 8, 8}, {"offRingSize", offRingSize, 8, 8}, {"offRecordsAt", offRecordsAt, 8, 8},
 		{"offRemoved", offRemoved, 8, 8}}},
 	{"Hot words", "off", pageSize, hotEnd, []field{
 		{"offHead", offHead, 8, 128}, {"offLock", offLock, 8, 128}, {"offCur", offCur, 8, 128}, {"offRecvWait", offRecvWait, 4, 128},
 		{"offSendWait", offSendWait, 4, 128}, {"offEdge", offEdge, 4, 128}, {"offEdges", offEdges, 8, 64}, {"offHigh", offHigh, 8, 128}, {"offBacked", offBacked, 8, 8},
-		{"offPartHigh", offPartHigh, 8, 8}, {"offTimed", offTimed, 8, 8}, {"offNodesUp", offNodesUp, 8 * areaCount, 8}, {"offHeapUp", offHeapUp, 8 * areaCount, 8},
-		{"offListsUp", offListsUp, 8 * areaCount, 8}, {"offDropped", offDropped, 8, 8}, {"offExpired", offExpired, 8, 8}, {"offWanted", offWanted, 4, 4}, {"offRingsUp", offRingsUp, 8, 8}}},
+		{"offPartHigh", offPartHigh, 8, 8}, {"offTimed", offTimed, 8, 8}, {"offReturns", offReturns, 8, 8}, {"offRecords", offRecords, 8, 8}, {"offNodesUp", offNodesUp, 8 * areaCount, 8}, {"offHeapUp", offHeapUp, 8 * areaCount, 8},
+		{"offListsUp", offListsUp, 8 * areaCount, 8}, {"offDropped", offDropped, 8, 8}, {"offExpired", offExpired, 8, 8}, {"offWanted", offWanted, 4, 4}, {"offRingsUp", offRingsUp, 8, 8}, {"offAcks", offAcks, 8, 128}}},
 	{"Participants", "p", 0, partSize, []field{
 		{"pWord", pWord, 8, 8}, {"pMark", pMark, 8, 8}, {"pDoing", pDoing, 8, 8}, {"pPID", pPID, 4, 4}, {"pUID", pUID, 4, 4},
 		{"pNamespace", pNamespace, 8, 8}, {"pStart", pStart, 8, 8}, {"pOpened", pOpened, 8, 8}, {"pSent", pSent, 8, 8}, {"pReceived", pReceived, 8, 8},
 		{"pSentBytes", pSentBytes, 8, 8}, {"pRecvBytes", pRecvBytes, 8, 8}, {"pTakeovers", pTakeovers, 8, 8}, {"pFenced", pFenced, 8, 8},
-		{"pRecord", pRecord, 64, 8}, {"pRecordNext", pRecordNext, 8, 8}, {"pLedger", pLedger, 4 * ledgerMax, 4}, {"pCommand", pCommand, commandSize, 1}}},
+		{"pRecord", pRecord, 64, 8}, {"pRecordNext", pRecordNext, 8, 8}, {"pLedger", pLedger, 4 * ledgerMax, 4}, {"pCommand", pCommand, commandSize, 1}, {"pTokens", pTokens, 8, 8}, {"pLeasing", pLeasing, 8, 8}}},
 	{"Slots", "s", 0, slotSize, []field{
 		{"sState", sState, 8, 8}, {"sSize", sSize, 4, 4}, {"sMeta", sMeta, 2, 2}, {"sFlags", sFlags, 2, 2}, {"sType", sType, 8, 8},
 		{"sEnqueued", sEnqueued, 8, 8}, {"sSender", sSender, 4, 4}, {"sAttempt", sAttempt, 2, 2}, {"sMetaUp", sMetaUp, 2, 2},
@@ -62,7 +62,7 @@ var sections = []struct {
 var constants = map[string]uint64{
 	"formatVersion": formatVersion, "pageSize": pageSize, "hotEnd": hotEnd, "partSize": partSize, "commandSize": commandSize,
 	"fixedLedger": fixedLedger, "poolMax": poolMax, "ledgerMax": ledgerMax, "slotSize": slotSize, "inlineSize": inlineSize, "timesSize": timesSize,
-	"flagMetaOut": flagMetaOut, "flagBodyOut": flagBodyOut, "flagTimed": flagTimed, "metaBlock": metaBlock, "metaMax": metaMax, "areaCount": areaCount,
+	"flagMetaOut": flagMetaOut, "flagBodyOut": flagBodyOut, "flagTimed": flagTimed, "metaBlock": metaBlock, "metaMax": metaMax, "areaCount": areaCount, "recordSize": recordSize,
 	"listsSize": listsSize, "nodeSize": nodeSize, "heapSize": heapSize, "listsPerPage": listsPerPage, "maxParts": maxParts, "maxMessages": maxMessages,
 	"maxBody": maxBody, "maxAddresses": maxAddresses, "lockBase": uint64(lockBase), "nameLock": uint64(nameLock), "sumEnd": sumEnd,
 }
@@ -208,6 +208,9 @@ func TestFormatWords(t *testing.T) {
 	code := map[string][]uint64{
 		"`state` READY":                    {kindReady | 1, readyWord(ones(tagBits), 0) &^ 7, readyWord(0, ones(seqBits)) &^ 7},
 		"`state` RESERVED, TAKEN":          {kindReserved | kindTaken, ownerWord(0, ones(20), 0), ownerWord(0, 0, genMask)},
+		"`state` LEASED":                   {kindLeased, leasedWord(ones(tagBits), 0) &^ 7, leasedWord(0, tokenWord(ones(tokenParts), 0)) &^ 7, leasedWord(0, tokenWord(0, tokenCounter)) &^ 7},
+		"record, word 0":                   {seqMask, failuresMost << failuresAt, recCounted, all &^ (recVersion0 - 1)},
+		"record, word 1":                   {recMillis, recDelays, all &^ (recVersion1 - 1)},
 		"`link`":                           {linkWord(slotMask, 0), linkWord(0, driver.MaxPriority), linkTimed, linkDelayed},
 		"`head`":                           {headWord(0, slotMask), headWord(seqMask, 0)},
 		"`lock`":                           {lockWord(0, 0, false, seqMask), lockWord(0, 0, true, 0), lockWord(0, areaCount-1, false, 0), lockWord(epochMask, 0, false, 0)},
@@ -296,7 +299,7 @@ func TestLayoutRanges(t *testing.T) {
 		for _, ranges := range [][][2]uint64{
 			{{0, hotEnd}, {l.partsAt, l.parts * partSize}, {l.slotsAt, l.slots * slotSize}, {l.linksAt, l.slots * 8}, {l.hintsAt, (l.slots + 63) / 64 * 8},
 				{l.summaryAt, (l.slots + 4095) / 4096 * 8}, {l.metaAt, l.slots * metaBlock}, {l.bodiesAt, l.slots * l.stride},
-				{l.areasAt, areaCount * l.areaStride}, {l.size, 0}},
+				{l.recordsAt, l.slots * recordSize}, {l.areasAt, areaCount * l.areaStride}, {l.size, 0}},
 			{{0, aLists + listsSize}, {l.nodesIn, l.slots * nodeSize}, {l.heapIn, l.slots * heapSize}, {l.placeIn, l.slots * 4},
 				{l.beforeIn, l.slots * 4}, {l.ringIn, l.ring * 8}, {l.areaStride, 0}},
 		} {

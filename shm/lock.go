@@ -33,6 +33,16 @@ type holder struct {
 	taken   uint64 // messages claimed by this handle
 	giveWay bool   // somebody sleeps for the lock: let it have it before we take it again
 	damaged int
+
+	// leases
+	returned  int      // messages that came back and nobody was woken for
+	acked     []uint64 // slots of our leases that were acknowledged and not counted yet
+	acksSeen  uint64   // how many acknowledgements there had been when all were counted last, +1,
+	acksEpoch uint64   // in this epoch
+	deadAsked int64    // when it was last asked whether somebody with leases died (ns)
+	leasing   bool     // our entry says that we may have leases
+	lapsed    []lapsed
+	hint      lapsed // the last one that came back, while many do: its priority and slot + 1
 }
 
 var (
@@ -171,6 +181,9 @@ func (q *Queue) unlock() {
 		h.giveWay = !simulated
 	}
 	h.fenced, h.damaged = 0, 0
+	if h.returned != 0 {
+		q.tellReturned()
+	}
 }
 
 // abandon ends a hold that failed with err. It returns nil when the operation is to begin again, else the error for the caller.

@@ -62,8 +62,8 @@ func (q *Queue) Ready(f driver.Filter, wake func()) (ready bool, stop func(), er
 	}
 	var once sync.Once
 	fire := func() { once.Do(wake) }
-	w := hubWait(q, q.recvWait, specialSleeper, func(bool) bool {
-		return headSeq(load(q.head)) != c.seen || load(q.removed) != 0
+	w := hubWait(q, q.recvWait, specialSleeper, func(slice bool) bool {
+		return q.hasNews(c.seen, c.back) || slice && q.leasesMayBack()
 	}, fire)
 	stop = w.stop
 	if c.due != 0 {
@@ -163,6 +163,10 @@ func (q *Queue) tellEdge(before uint64) {
 	if seqDiff(before, load(q.areas[lockArea(load(q.lockw))].consumed)) > 0 {
 		return
 	}
+	q.countEdge()
+}
+
+func (q *Queue) countEdge() {
 	add(q.edges(), 1)
 	for {
 		w := load32(q.edge)

@@ -36,6 +36,9 @@ const (
 	opFenced      = 26 // found the lock taken over by another
 	opNotify      = 27
 	opRemove      = 28
+	opLease       = 29
+	opExtend      = 30
+	opGiveBack    = 31 // a lease ended, and the message waits again
 )
 
 var opNames = [...]string{
@@ -44,7 +47,7 @@ var opNames = [...]string{
 	opDrop: "drop", opPurge: "purge", opOpen: "open", opClose: "close", opSendBatch: "send a batch", opRecvBatch: "receive a batch",
 	opReserve: "reserve", opBorrow: "borrow", opPeek: "peek", opPublish: "publish", opCommit: "commit", opAbort: "abort",
 	opRelease: "release", opExpire: "expire", opReclaim: "reclaim", opUnlock: "unlock", opFenced: "fenced", opNotify: "notify",
-	opRemove: "remove",
+	opRemove: "remove", opLease: "lease", opExtend: "extend", opGiveBack: "give back",
 }
 
 // opName returns an op's name as Participant.Doing has it.

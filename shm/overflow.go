@@ -27,7 +27,7 @@ func (q *Queue) drop(prio, s uint64, listed bool) error {
 	if listed {
 		err = a.unlink(prio, s)
 	}
-	if err == nil && load(a.heapLen) != 0 && linkIsTimed(load(q.linkOf(s))) {
+	if err == nil && load(a.heapLen) != 0 && q.mayBeTimed(s) {
 		err = a.heapRemove(s)
 	}
 	store(a.consumed, (load(a.consumed)+1)&seqMask)
@@ -115,6 +115,11 @@ func (q *Queue) roomUnderLock(low, n, limit uint64, policy driver.Overflow) (boo
 	a := q.hold.a
 	if err := q.drainAndCollect(); err != nil {
 		return false, err
+	}
+	if load(q.timed)&someLeases != 0 && uint64(seqDiff(headSeq(load(q.head))+n, load(a.consumed))) > limit {
+		if err := q.collectAcked(); err != nil {
+			return false, err
+		}
 	}
 	if policy == driver.DropLowest {
 		if over := seqDiff(headSeq(load(q.head))+n, load(a.consumed)) - int64(limit); over > 1 {
@@ -245,7 +250,7 @@ func (q *Queue) eachDelayed(f func(prio, s, seq uint64)) error {
 		if headSlot(item) >= a.slots {
 			return errDamaged
 		}
-		if load(a.heapTime(i))&heapListed == 0 {
+		if load(a.heapTime(i))&heapKind == heapDelayed {
 			f(linkPrio(load(q.linkOf(headSlot(item)))), headSlot(item), headSeq(item))
 		}
 		if i%1024 == 1023 {

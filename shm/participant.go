@@ -81,6 +81,9 @@ func (q *Queue) adopt(p uint64) bool {
 	store(p64(e, pOpened), uint64(time.Now().UnixNano()))
 	copy(view(q.base, q.partsAt+p*partSize+pCommand, commandSize), make([]byte, commandSize))
 	copy(view(q.base, q.partsAt+p*partSize+pCommand, commandSize-1), self.command)
+	if !q.orphans() {
+		return false
+	}
 	storeSync(p64(e, pWord), partWord(gen, partLive))
 	return true
 }

@@ -183,6 +183,7 @@ func (o *observer) order(ctx context.Context, f driver.Filter, bound int) (s *sn
 	dues, delays := firstKeys{bound: bound}, firstKeys{bound: bound}
 	err = s.messages(ctx, func(e *seen) bool {
 		h := parseSlot(e.head)
+		h.notBefore = max(h.notBefore, e.retry)
 		m := driver.Message{Type: h.typ, Priority: int(linkPrio(e.link))}
 		if !f.Match(&m) || h.expires > 0 && h.expires <= now {
 			return true
@@ -273,6 +274,14 @@ func (o *observer) message(k key, s *snapshot, noBody bool) (m driver.Message, o
 	h := parseSlot(b[:])
 	m = driver.Message{Priority: int(k.prio()), Type: h.typ, NotBefore: nanoTime(h.notBefore), Expires: nanoTime(h.expires),
 		Enqueued: nanoTime(h.enqueued), Attempt: int(h.attempt), Sender: int(h.sender), Seq: seq}
+	if i < s.records {
+		var r [recordSize]byte
+		if err := o.read(r[:], o.recordBase(i)); err != nil {
+			return m, false, err
+		}
+		n, _ := recordOf(r[:], seq)
+		m.Attempt += n
+	}
 	why := h.fault(&o.layout)
 	if why == "" {
 		why, err = o.contents(i, &h, &m, noBody)

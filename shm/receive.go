@@ -19,8 +19,12 @@ type claimed struct {
 	pos             uint64 // its place in the ledger
 	lend            bool   // in: it is borrowed, so it needs a place of the pool
 	inside          bool   // lk is still held: the message is small and will be copied at once
+	lease           int64  // in: it is leased for so long (ns); 0: taken for good
+	token           uint64 // of the lease
+	until           int64  // when that ends (ns)
 
 	seen  uint64 // nothing found: the seq of head then
+	back  uint64 // and how many had come back from leases
 	taken uint64 // how many this handle has claimed
 	due   int64  // and when the first delayed message is due, 0: none waits
 }
@@ -28,6 +32,7 @@ type claimed struct {
 const (
 	posDirect = 4 // ledger position of a short message, copied under lk
 	posDrop   = 5 // of a message that a holder removes
+	posAck    = 7 // of one that is acknowledged and gives its memory back
 	posInside = 6 // of a long one when the pool is empty: copied under lk as well
 )
 
@@ -112,7 +117,13 @@ func (q *Queue) attempt(ctx context.Context, f *driver.Filter, room int, c *clai
 		if err = q.acquire(ctx); err != nil {
 			break
 		}
-		if err = q.choose(f, room, c); err == nil {
+		if c.lease != 0 {
+			err = q.countAcked()
+		}
+		if err == nil {
+			err = q.choose(f, room, c)
+		}
+		if err == nil {
 			q.unlock()
 			q.wakeSomeSenders(c.stamp, 1) // after the CAS of unlock: a sender that it does not see sees what we consumed
 			if !c.inside {
@@ -164,7 +175,7 @@ func (q *Queue) choose(f *driver.Filter, room int, c *claimed) error {
 }
 
 func (q *Queue) sawNothing(c *claimed) error {
-	c.seen, c.taken = q.hold.drained, q.hold.taken
+	c.seen, c.back, c.taken = q.hold.drained, load(q.returns), q.hold.taken
 	t, _, _, ok, err := q.hold.a.heapTop()
 	if err != nil {
 		return err
@@ -290,7 +301,7 @@ func (q *Queue) drain() error {
 			return err
 		}
 	}
-	seq, atOnce := h.drained, len(buf)
+	seq, atOnce, leases := h.drained, len(buf), load(q.timed)&someLeases != 0
 	if linkPrio(mixed) == 0 {
 		atOnce = fetchDrained
 	}
@@ -302,6 +313,12 @@ func (q *Queue) drain() error {
 			q.fetchMessage(s)
 		}
 		var err error
+		if leases {
+			err = q.settleReused(a, s)
+		}
+		if err != nil {
+			return err
+		}
 		if linkIsTimed(l) {
 			err = q.enlist(a, l, s, readyWord(0, seq), seq)
 		} else {
@@ -392,6 +409,9 @@ func (q *Queue) claimNode(prio, s uint64, room int, c *claimed) error {
 		return fmt.Errorf("the first message has %d bytes, the buffer %d: %w", size, room, driver.ErrTooLarge)
 	}
 	c.inside = true
+	if c.lease != 0 {
+		return q.leaseAt(prio, s, c)
+	}
 	pos := uint64(posDirect)
 	if c.lend || size > shortBody {
 		switch pos = q.takePosition(); {
@@ -443,12 +463,17 @@ func (q *Queue) claimAt(prio, s, pos uint64, c *claimed) error {
 // retire takes a claimed message out of the index and counts it.
 func (q *Queue) retire(a *area, prio, s uint64) error {
 	err := a.unlink(prio, s)
-	if err == nil && load(a.heapLen) != 0 && linkIsTimed(load(q.linkOf(s))) { // only timed ones have a place with a page
+	if err == nil && load(a.heapLen) != 0 && q.mayBeTimed(s) {
 		err = a.heapRemove(s)
 	}
 	step("consumed")
 	store(a.consumed, (load(a.consumed)+1)&seqMask)
 	return err
+}
+
+// mayBeTimed reports whether slot s's message may stand in the heap: the others' places may have no page, and are not looked at.
+func (q *Queue) mayBeTimed(s uint64) bool {
+	return linkIsTimed(load(q.linkOf(s))) || load(q.timed)&someLeases != 0
 }
 
 // takePosition takes a ledger position from the pool, 0 if there is none.
@@ -659,6 +684,9 @@ func (q *Queue) chooseAt(f *driver.Filter, pos uint64, c *claimed) error {
 	}
 	if err != nil {
 		return err
+	}
+	if c.lease != 0 {
+		return q.leaseAt(prio, s, c)
 	}
 	return q.claimAt(prio, s, pos, c)
 }

@@ -54,6 +54,8 @@ type Queue struct {
 	removed            *uint64
 	dropped, expired   *uint64
 	timed              *uint64
+	returns, acks      *uint64
+	recordsUp          *uint64
 	areas              [areaCount]area
 	slots0, links0     unsafe.Pointer
 	limit              [2]uint64 // below headroom's priority, and at or above it
@@ -85,6 +87,7 @@ type Queue struct {
 	listsSeen  atomic.Uint64 // pages of list heads that areas 0 and 1 have
 	spins      atomic.Uint32 // adaptive
 	spinFails  atomic.Uint32
+	deadAsked  atomic.Int64 // when a sleeper asked last whether who has leases lives (ns)
 
 	ops     atomic.Int64  // operations that may touch the mapping without a lane or lk
 	state   atomic.Int32  // stateOpen, …
@@ -117,6 +120,7 @@ var (
 	_ driver.Descriptor = (*Queue)(nil)
 	_ driver.Watcher    = (*Queue)(nil)
 	_ driver.Inspector  = (*Queue)(nil)
+	_ driver.Leaser     = (*Queue)(nil)
 )
 
 // Open opens the queue called name ("/orders", "/images/input"). See driver.Driver for the errors.
@@ -218,6 +222,7 @@ func (q *Queue) locate() {
 	q.wanted = p32(b, offWanted)
 	q.high, q.backed, q.removed = p64(b, offHigh), p64(b, offBacked), p64(b, offRemoved)
 	q.dropped, q.expired, q.timed = p64(b, offDropped), p64(b, offExpired), p64(b, offTimed)
+	q.returns, q.acks, q.recordsUp = p64(b, offReturns), p64(b, offAcks), p64(b, offRecords)
 	q.slots0, q.links0 = unsafe.Add(b, q.slotsAt), unsafe.Add(b, q.linksAt)
 	q.limit = [2]uint64{q.limitFor(0), q.max}
 	if q.headroom.Percent > 0 {
@@ -284,6 +289,9 @@ func (q *Queue) usable() error {
 func (q *Queue) Close() error {
 	if n := q.loans.Load(); n > 0 && q.state.Load() == stateOpen {
 		return fmt.Errorf("%d reservations or loans are open, commit, abort or release them first: %w", n, driver.ErrInvalid)
+	}
+	if q.base != nil && q.state.Load() == stateOpen {
+		_ = q.releaseAll() // if it cannot, others find them without an owner
 	}
 	for {
 		s := q.state.Load()

@@ -343,8 +343,8 @@ func (q *Queue) backSend(prio uint64, timed bool) error {
 		q.listsSeen.Or(bit)
 	}
 	if timed {
-		if load(q.timed) == 0 {
-			storeSync(q.timed, 1)
+		if load(q.timed)&someTimes == 0 {
+			or(q.timed, someTimes)
 		}
 		for k := range uint64(2) {
 			if err := q.backHeap(k, load(q.high)); err != nil {

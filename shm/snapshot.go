@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/kumquat-mq/kumquat/driver"
@@ -53,6 +54,7 @@ func (o *observer) areaBase(k uint64) uint64    { return o.areasAt + k*o.areaStr
 func (o *observer) slotBase(i uint64) uint64    { return o.slotsAt + i*slotSize }
 func (o *observer) linkBase(i uint64) uint64    { return o.linksAt + i*8 }
 func (o *observer) nodeBase(k, i uint64) uint64 { return o.areaBase(k) + o.nodesIn + i*nodeSize }
+func (o *observer) recordBase(i uint64) uint64  { return o.recordsAt + i*recordSize }
 func (o *observer) entryBase(p int) uint64      { return o.partsAt + uint64(p)*partSize }
 func u32at(b []byte, off int) uint32            { return binary.LittleEndian.Uint32(b[off:]) }
 func u64at(b []byte, off int) uint64            { return binary.LittleEndian.Uint64(b[off:]) }
@@ -153,6 +155,9 @@ type snapshot struct {
 	chained uint64   // how many
 	broken  string   // why the chain ended early
 	nodesUp [areaCount]uint64
+	leases  bool   // some message was leased: slots may be LEASED, and have records
+	records uint64 // slots below it have records
+	leased  uint64 // LEASED slots that messages has come by
 }
 
 // snapshot follows the chain of what nobody drained yet, from head back. Before it was drained a slot cannot be claimed and its
@@ -168,6 +173,16 @@ func (o *observer) snapshot(ctx context.Context) (*snapshot, error) {
 		return nil, err
 	}
 	s.high = min(s.high, o.slots)
+	timed, err := o.word(offTimed)
+	if err != nil {
+		return nil, err
+	}
+	if s.leases = timed&someLeases != 0; s.leases {
+		if s.records, err = o.word(offRecords); err != nil {
+			return nil, err
+		}
+		s.records = min(s.records, o.slots)
+	}
 	ups := make([]byte, areaCount*8)
 	if err := o.read(ups, offNodesUp); err != nil {
 		return nil, err
@@ -209,6 +224,8 @@ func (o *observer) snapshot(ctx context.Context) (*snapshot, error) {
 type seen struct {
 	slot, state, link uint64
 	head              []byte
+	failures          int   // failed deliveries in this queue
+	retry             int64 // not to be delivered before (ns), 0: no failure delays it
 }
 
 const scanBlock = 256 << 10 / slotSize // slots read at once
@@ -221,6 +238,7 @@ type blocks struct {
 	links       []byte
 	nodes       [areaCount][]byte
 	haveLinks   bool
+	records     []byte // of the block, if there are leases
 	haveNodes   [areaCount]bool
 	linkSpace   []byte
 	nodesSpaces [areaCount][]byte
@@ -228,7 +246,35 @@ type blocks struct {
 
 func (b *blocks) load(first, end uint64) error {
 	b.first, b.end, b.haveLinks, b.haveNodes = first, end, false, [areaCount]bool{}
-	return b.s.o.read(b.slots[:(end-first)*slotSize], b.s.o.slotBase(first))
+	if err := b.s.o.read(b.slots[:(end-first)*slotSize], b.s.o.slotBase(first)); err != nil {
+		return err
+	}
+	if b.records = b.records[:0]; first < b.s.records {
+		b.records = slices.Grow(b.records, recordSize*scanBlock)[:recordSize*(min(end, b.s.records)-first)]
+		return b.s.o.read(b.records, b.s.o.recordBase(first))
+	}
+	return nil
+}
+
+// record returns what the record of slot i says of message seq.
+func (b *blocks) record(i, seq uint64) (failures int, retry int64) {
+	at := int(recordSize * (i - b.first))
+	if at >= len(b.records) {
+		return 0, 0
+	}
+	return recordOf(b.records[at:], seq)
+}
+
+// recordOf reads a record: message seq's failed deliveries, and the time (ns) before which it is not to be delivered again.
+func recordOf(b []byte, seq uint64) (failures int, retry int64) {
+	r := u64at(b, 0)
+	if recSeq(r) != seq {
+		return 0, 0
+	}
+	if t := u64at(b, 8); t&recDelays != 0 {
+		retry = recTime(t)
+	}
+	return int(recFailures(r)), retry
 }
 
 func (b *blocks) link(i uint64) (uint64, error) {
@@ -309,6 +355,9 @@ func (s *snapshot) messages(ctx context.Context, f func(e *seen) bool) error {
 	var e seen
 	return s.scan(ctx, func(b *blocks, i, w uint64) (bool, error) {
 		if kindOf(w) != kindReady {
+			if kindOf(w) == kindLeased && s.leases {
+				s.leased++
+			}
 			return true, nil
 		}
 		ok, err := b.published(i, w)
@@ -319,6 +368,7 @@ func (s *snapshot) messages(ctx context.Context, f func(e *seen) bool) error {
 		if e.link, err = b.link(i); err != nil {
 			return false, err
 		}
+		e.failures, e.retry = b.record(i, seqOf(w))
 		return f(&e), nil
 	})
 }

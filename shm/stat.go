@@ -95,12 +95,12 @@ func (o *observer) statMessages(ctx context.Context, s *driver.Stats, n uint64, 
 		return o.indexPriorities(s, lockArea(snap.lock))
 	}
 	now, found := time.Now().UnixNano(), uint64(0)
-	return snap.messages(ctx, func(e *seen) bool {
+	err = snap.messages(ctx, func(e *seen) bool {
 		h, prio := parseSlot(e.head), int(linkPrio(e.link))
 		if h.fault(&o.layout) == "" {
 			s.Bytes += int64(h.size)
 		}
-		if h.notBefore > now {
+		if max(h.notBefore, e.retry) > now {
 			s.Delayed++
 		}
 		if t := nanoTime(h.enqueued); s.OldestEnqueued.IsZero() || t.Before(s.OldestEnqueued) {
@@ -111,8 +111,13 @@ func (o *observer) statMessages(ctx context.Context, s *driver.Stats, n uint64, 
 		}
 		s.HighestPriority = max(s.HighestPriority, prio)
 		found++
-		return !exact || found < n
+		return !exact || snap.leases || found < n
 	})
+	if snap.leases { // what was acknowledged is counted as gone only by the next holder
+		s.Leased = int(snap.leased)
+		s.Messages = int(min(found+snap.leased, o.max))
+	}
+	return err
 }
 
 // indexPriorities reads the lowest and the highest priority from the bitmap of area k: what was not drained yet is not in it.

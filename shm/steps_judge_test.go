@@ -25,6 +25,9 @@ type judge struct {
 	takes map[string]taking
 	all   []taking // by the order in which they left
 	drops bool
+
+	leased  map[string]bool // messages that somebody had leased
+	unknown int             // leases of which nobody can tell
 }
 
 type sending struct {
@@ -39,15 +42,16 @@ type taking struct {
 
 func (w *world) judge() {
 	w.t.Helper()
-	j := &judge{w: w, sends: map[string]sending{}, takes: map[string]taking{}, drops: w.o.Overflow >= driver.DropOldest}
+	j := &judge{w: w, sends: map[string]sending{}, takes: map[string]taking{}, drops: w.o.Overflow >= driver.DropOldest, leased: map[string]bool{}}
 	for _, e := range w.log {
 		j.errors(e)
 		for i := range e.sent {
 			j.sends[e.sent[i].id] = sending{e, &e.sent[i]}
 		}
 	}
+	j.leases()
 	for _, e := range w.log {
-		if e.kind == opsTake {
+		if e.kind == opsTake || e.kind == opsAck && e.err == nil && e.done != 0 {
 			for i := range e.got {
 				j.received(taking{e, &e.got[i]})
 			}
@@ -75,6 +79,7 @@ func (w *world) judge() {
 func (j *judge) errors(e *event) {
 	removal := j.w.removedBy()
 	switch {
+	case e.kind == opsLease && errors.Is(e.err, driver.ErrEmpty), errors.Is(e.err, driver.ErrLeaseLost) && e.short:
 	case e.err == nil, e.err == errAborted, isFull(e.err) && e.kind != opsTake, errors.Is(e.err, driver.ErrEmpty) && e.kind == opsTake:
 	case errors.Is(e.err, driver.ErrLimit) && e.kind == opsOther: // all entries are in use
 	case isGone(e.err) && removal != nil && e.done >= removal.began:
@@ -103,11 +108,14 @@ func (j *judge) received(x taking) {
 		w.fail("message %s does not pass the filter %+v that it was received by", x.m.ID, *f)
 	case x.e.done != 0 && s.n.notBefore > x.e.doneAt:
 		w.fail("message %s was received before it is due", x.m.ID)
-	case s.n.expires != 0 && s.n.expires <= x.e.beganAt:
+	case x.e.kind == opsTake && s.n.expires != 0 && s.n.expires <= x.e.beganAt:
 		w.fail("message %s was received by a call that began after it expired", x.m.ID)
 	}
 	j.takes[x.m.ID] = x
-	j.all = append(j.all, x)
+	j.attempts(x)
+	if x.e.kind == opsTake {
+		j.all = append(j.all, x)
+	}
 }
 
 // preferred reports whether f delivers a before b, if both are there.
@@ -129,6 +137,9 @@ func (j *judge) order() {
 				j.w.fail("messages %s and %s were taken as number %d both", x.m.ID, y.m.ID, x.m.Taken)
 			}
 			s, f := j.sends[y.m.ID], &x.e.filter
+			if j.unknown > 0 || j.leased[x.m.ID] || j.leased[y.m.ID] { // it may have been away
+				continue
+			}
 			if !f.Match(y.m) || !preferred(f, y.m, x.m) || s.n.notBefore > x.e.beganAt {
 				continue
 			}
@@ -172,6 +183,9 @@ func (j *judge) missing() {
 			uncounted++ // it may have dropped a message and died before it counted it
 			if e.kind == opsTake {
 				hands += e.max - len(e.got) // a borrower has shown what it had
+			}
+			if e.kind == opsAck {
+				hands += len(e.got)
 			}
 		}
 	}
@@ -233,7 +247,7 @@ func (j *judge) dropped(s sending) {
 	}
 	for _, x := range j.all {
 		o := j.sends[x.m.ID]
-		if x.e.began <= last || !o.sure(s.e.began) {
+		if x.e.began <= last || !o.sure(s.e.began) || j.unknown > 0 || j.leased[x.m.ID] || j.leased[s.n.id] {
 			continue
 		}
 		if j.w.o.Overflow == driver.DropOldest || o.n.prio <= s.n.prio {
@@ -251,6 +265,9 @@ func (j *judge) empty(e *event) {
 	var there []span
 	for id, x := range j.takes {
 		s, m := j.sends[id], x.m
+		if j.unknown > 0 || j.leased[id] {
+			continue
+		}
 		if s.e.done != 0 && s.e.err == nil && e.filter.Match(m) && s.n.notBefore <= e.beganAt {
 			there = append(there, span{id, s.e.done, x.e.began})
 		}
@@ -276,7 +293,7 @@ func (j *judge) capacity(e *event) {
 			continue
 		}
 		if s.e.began < e.done && (s.e.done == 0 || s.e.err == nil) && !(got && x.e.done != 0 && x.e.done < e.began) &&
-			!(s.n.expires != 0 && s.n.expires <= e.beganAt) {
+			!(s.n.expires != 0 && s.n.expires <= e.beganAt && !j.leased[id] && j.unknown == 0) { // a lease outlasts the expiry
 			most++
 		}
 		if s.sure(e.began) && got && x.e.began > e.done {
@@ -294,7 +311,7 @@ func (j *judge) capacity(e *event) {
 // purged: what was there when a purge began is not there when it has ended.
 func (j *judge) purged(e *event) {
 	for id, x := range j.takes {
-		if s := j.sends[id]; s.sure(e.began) && x.e.began > e.done && e.filter.Match(x.m) {
+		if s := j.sends[id]; !j.leased[id] && j.unknown == 0 && s.sure(e.began) && x.e.began > e.done && e.filter.Match(x.m) {
 			j.w.fail("message %s was received after a purge", id)
 		}
 	}
@@ -318,12 +335,18 @@ func (j *judge) peeked(e *event) {
 			j.w.fail("client %d saw message %s as seq %d, which was received before as seq %d", e.c.n, m.ID, m.Seq, x.m.Seq)
 		}
 		for k := range i {
+			if j.unknown > 0 || j.leased[m.ID] || j.leased[e.got[k].ID] {
+				continue
+			}
 			if o := &e.got[k]; s.n.notBefore <= e.beganAt && preferred(&e.filter, m, o) {
 				j.w.fail("client %d saw message %s after %s", e.c.n, m.ID, o.ID)
 			}
 		}
 	}
 	for id, x := range j.takes {
+		if j.unknown > 0 || j.leased[id] {
+			continue
+		}
 		if s := j.sends[id]; s.sure(e.began) && x.e.began > e.done && !seen[id] && (s.n.expires == 0 || s.n.expires > e.doneAt) {
 			j.w.fail("client %d did not see message %s, which was there from %d to %d", e.c.n, id, s.e.done, x.e.began)
 		}

@@ -4,6 +4,7 @@ package shm
 
 import (
 	"fmt"
+	"time"
 )
 
 // The ledger keeps its own books of a queue: after every step of a client it compares the shared words with what they were, and
@@ -11,10 +12,13 @@ import (
 // which are claimed, and it tells the very step that does wrong:
 //
 //   - a published message changes only its tag, until it is claimed: never lost, freed, or changed;
+//   - a lease is its owner's: only he acknowledges it, and others end it only when its time has come or he is dead; a takeover keeps
+//     its token, and no token is used twice;
 //   - what was never published is not claimed and not adopted;
 //   - nobody frees or takes what a living other has reserved, made ready or claimed;
 //   - published − claimed, the exact number of messages, never exceeds the capacity;
-//   - consumed is never ahead of the number claimed, and exactly that number when the lock is given back;
+//   - consumed is never ahead of the number claimed, and exactly that number when the lock is given back, less
+//     what was acknowledged and still stands in the index as leased;
 //   - drained never goes back and never beyond head; a taken-over area is in no living other's mark;
 //   - when the lock is given back, cur is of the lock's epoch, and the index has every drained message at its place;
 //   - a node of the index, which is evidence, names only what was published.
@@ -26,6 +30,8 @@ type ledger struct {
 	sent, claimed uint64
 	everPublished map[[2]uint64]bool // slot and seq
 	takeovers     int
+	tokens        map[uint64]bool
+	returned      int // leases that ended otherwise than by their owner
 	retags, freed int // messages that takeovers adopted; slots of the dead that were taken back
 }
 
@@ -33,10 +39,14 @@ type ledger struct {
 type slotBook struct {
 	published bool // and not claimed
 	by        *client
+
+	leased bool
+	seq    uint64 // of the leased message
+	until  int64  // until when (ns) its owner has it
 }
 
 func (g *ledger) begin(w *world) {
-	*g = ledger{w: w, everPublished: map[[2]uint64]bool{}, head: *w.seen.head, lock: *w.seen.lockw}
+	*g = ledger{w: w, everPublished: map[[2]uint64]bool{}, tokens: map[uint64]bool{}, head: *w.seen.head, lock: *w.seen.lockw}
 }
 
 // look compares. c made the step; nil: the test itself did many, as it opened or closed handles.
@@ -82,6 +92,8 @@ func stateText(w uint64) string {
 		return fmt.Sprintf("RESERVED(%d,%d)", ownerOf(w), genOf(w))
 	case kindReady:
 		return fmt.Sprintf("READY(%d,%d)", tagOf(w), seqOf(w))
+	case kindLeased:
+		return fmt.Sprintf("LEASED(%d,%d:%d)", tagOf(w), tokenOwner(tokenOf(w)), tokenOf(w)>>tokenParts)
 	case kindTaken:
 		return fmt.Sprintf("TAKEN(%d,%d)", ownerOf(w), genOf(w))
 	}
@@ -91,8 +103,17 @@ func stateText(w uint64) string {
 // changed judges a change of slot s, "" if it may be.
 func (g *ledger) changed(c *client, s, old, x uint64) string {
 	b := &g.slots[s]
+	if b.leased {
+		return g.lease(c, s, old, x)
+	}
 	if b.published {
 		switch {
+		case kindOf(x) == kindLeased:
+			if g.tokens[tokenOf(x)] {
+				return "its token is not new"
+			}
+			g.tokens[tokenOf(x)] = true
+			*b = slotBook{published: true, by: c, leased: true, seq: seqOf(old), until: recTime(*g.w.seen.recordOf(s, 1))}
 		case kindOf(x) == kindTaken:
 			g.claimed++
 			*b = slotBook{by: c}
@@ -129,6 +150,68 @@ func (g *ledger) changed(c *client, s, old, x uint64) string {
 		return "what it holds was never published"
 	}
 	return "no rule allows that"
+}
+
+// lease judges a change of a leased slot.
+func (g *ledger) lease(c *client, s, old, x uint64) string {
+	b := &g.slots[s]
+	mine := c != nil && b.by == c || b.by != nil && c == nil
+	switch kindOf(x) {
+	case kindLeased:
+		if tokenOf(x) != tokenOf(old) || tagOf(x) == tagOf(old) {
+			return "a takeover changes the tag, and nothing else"
+		}
+		g.retags++
+		return ""
+	case kindFree, kindTaken:
+		if !mine {
+			return "only its owner acknowledges"
+		}
+		g.claimed++
+		*b = slotBook{}
+		if kindOf(x) == kindTaken {
+			b.by = c
+		}
+		return ""
+	case kindReady:
+		if seqOf(x) != b.seq || tagOf(x) == 0 {
+			return "it is another message"
+		}
+		e := b.by.last()
+		giving := e != nil && e.kind == opsBack && e.done == 0 // he wants it to end
+		if !mine && !b.by.dead && !giving && b.by.q.state.Load() == stateOpen && time.Now().UnixNano() < b.until {
+			return "its owner lives, and its time has not come"
+		}
+		if !mine {
+			g.returned++
+		}
+		*b = slotBook{published: true}
+		return ""
+	}
+	return "no rule allows that"
+}
+
+// uncounted is how many messages stand in area a as leased, and were acknowledged.
+func (g *ledger) uncounted(a *area) (n uint64) {
+	for i := range min(*a.heapLen, a.slots) {
+		s := headSlot(*a.heapItem(i))
+		if *a.heapTime(i)&heapKind == heapLeased && s < uint64(len(g.slots)) && !(g.slots[s].leased && g.slots[s].seq == headSeq(*a.heapItem(i))) {
+			n++
+		}
+	}
+	return n
+}
+
+// held judges a lease in the heap of a free lock.
+func (g *ledger) held(a *area, s, seq uint64) string {
+	if s >= uint64(len(g.slots)) || nodeSeq(*a.node(s)) != seq || kindOf(*a.expected(s)) != kindLeased {
+		return fmt.Sprintf("the heap has a lease of message %d in slot %d, whose node does not know it", seq, s)
+	}
+	b := &g.slots[s]
+	if b.leased && (b.seq != seq || *a.expected(s) != g.states[s]) {
+		return fmt.Sprintf("slot %d is %s of message %d, the index has %s of message %d", s, stateText(g.states[s]), b.seq, stateText(*a.expected(s)), seq)
+	}
+	return ""
 }
 
 // publish books what the new head word h adds.
@@ -178,8 +261,8 @@ func (g *ledger) locked(c *client, old, l uint64) {
 	}
 	// The lock was given back: the index is whole.
 	a := &q.areas[lockArea(l)]
-	if *a.consumed != g.claimed&seqMask {
-		g.w.fail("the lock is given back with consumed %d, %d messages were claimed", *a.consumed, g.claimed)
+	if *a.consumed+g.uncounted(a) != g.claimed&seqMask {
+		g.w.fail("the lock is given back with consumed %d and %d acknowledged, %d messages were claimed", *a.consumed, g.uncounted(a), g.claimed)
 	}
 	cur := *q.cur
 	if curEpoch(cur) != lockEpoch(l) {
@@ -205,7 +288,7 @@ func (g *ledger) indexed(a *area, l uint64) string {
 		w := *a.list(p)
 		last := int64(-1)
 		for s := listHead(w); ; s = nodeNext(*a.node(s)) {
-			if s >= uint64(len(g.slots)) || found[s] || !g.slots[s].published {
+			if s >= uint64(len(g.slots)) || found[s] || !g.slots[s].published || g.slots[s].leased {
 				return fmt.Sprintf("the list of priority %d has slot %d, which has no message of its own", p, s)
 			}
 			found[s] = true
@@ -226,8 +309,17 @@ func (g *ledger) indexed(a *area, l uint64) string {
 	}
 	for i := range min(*a.heapLen, a.slots) {
 		s := headSlot(*a.heapItem(i))
-		listed := *a.heapTime(i)&heapListed != 0
-		if s >= uint64(len(g.slots)) || !g.slots[s].published || found[s] != listed || headSeq(*a.heapItem(i)) != seqOf(g.states[s]) {
+		if *a.heapTime(i)&heapKind == heapLeased {
+			if why := g.held(a, s, headSeq(*a.heapItem(i))); why != "" {
+				return why
+			}
+			if g.slots[s].leased {
+				found[s] = true
+			}
+			continue
+		}
+		listed := *a.heapTime(i)&heapKind == heapListed
+		if s >= uint64(len(g.slots)) || !g.slots[s].published || g.slots[s].leased || found[s] != listed || headSeq(*a.heapItem(i)) != seqOf(g.states[s]) {
 			return fmt.Sprintf("the heap has slot %d, listed %v, which is %s", s, listed, stateText(g.states[s]))
 		}
 		if i > 0 && *a.heapTime((i - 1) / 2) > *a.heapTime(i) {
@@ -238,6 +330,9 @@ func (g *ledger) indexed(a *area, l uint64) string {
 	for s := range g.slots {
 		if !g.slots[s].published || found[uint64(s)] {
 			continue
+		}
+		if g.slots[s].leased {
+			return fmt.Sprintf("slot %d is leased, and not in the index", s)
 		}
 		if seqDiff(seqOf(g.states[s]), lockDrained(l)) <= 0 {
 			return fmt.Sprintf("message %d of slot %d is drained, and not in the index", seqOf(g.states[s]), s)

@@ -23,6 +23,8 @@ type event struct {
 	got             []driver.Message
 	max             int // of a batch receive
 	filter          driver.Filter
+	failed          bool // it says that the delivery failed
+	short           bool // of a lease that may end while its owner lives
 }
 
 // A note is what a client knows of a message that it sends.
@@ -45,6 +47,10 @@ const (
 	opsPeek   = "peek"
 	opsRemove = "remove"
 	opsOther  = "other"
+	opsLease  = "lease"
+	opsBack   = "give back"
+	opsExtend = "extend"
+	opsAck    = "acknowledge"
 )
 
 var errAborted = errors.New("aborted")
@@ -58,6 +64,9 @@ func (e *event) String() string {
 	s := fmt.Sprintf("client %d: %s, tick %d to %d, err %v", e.c.n, e.kind, e.began, e.done, e.err)
 	if e.c.dead && e.done == 0 {
 		s += ", died in it"
+	}
+	if e.short {
+		s += ", of a short lease"
 	}
 	for _, n := range e.sent {
 		s += fmt.Sprintf("; sends %s p%d", n.id, n.prio)
@@ -236,6 +245,7 @@ func opOpenAnother(c *client) {
 // opRestart closes the handle and opens another: the entry is used again, by this one or somebody else.
 func opRestart(c *client) {
 	e := c.begin(opsOther)
+	c.leases = nil
 	err := c.q.Close()
 	if err == nil {
 		c.opens(func() {

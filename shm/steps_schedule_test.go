@@ -25,6 +25,7 @@ func schedules(t *testing.T) {
 		n = 1
 	}
 	t.Logf("first seed %d", seed)
+	var leased, returned int
 	var steps, stops, died, pcts, timed, takeovers, retags, freed, sent, full, expired, dropped int
 	for i := range n {
 		s := newSchedule(t, seed+uint64(i))
@@ -54,6 +55,8 @@ func schedules(t *testing.T) {
 		takeovers += w.ledger.takeovers
 		retags += w.ledger.retags
 		freed += w.ledger.freed
+		leased += len(w.ledger.tokens)
+		returned += w.ledger.returned
 		sent += int(w.ledger.sent)
 		if s.pct {
 			pcts++
@@ -68,8 +71,8 @@ func schedules(t *testing.T) {
 		}
 	}
 	t.Logf("schedules summary: %d schedules (%d random, %d PCT, %d with times), %d steps, %d takeovers, %d messages re-tagged, %d deaths, %d stops, "+
-		"%d slots of the dead taken back; %d messages sent, %d times full, %d dropped, %d expired",
-		n, n-pcts, pcts, timed, steps, takeovers, retags, died, stops, freed, sent, full, dropped, expired)
+		"%d slots of the dead taken back; %d messages sent, %d times full, %d dropped, %d expired; %d leases, %d ended by others",
+		n, n-pcts, pcts, timed, steps, takeovers, retags, died, stops, freed, sent, full, dropped, expired, leased, returned)
 }
 
 // A schedule is a world, what its clients do, and the order in which they do it. All of it comes from the seed.
@@ -85,6 +88,7 @@ type schedule struct {
 	weight map[*client]int // PCT: the highest goes
 	change []int           // PCT: the ticks at which the one that goes becomes the last
 	lowest int
+	leases int // 0: none; else how many of the operations are on leases, beside 21 others
 }
 
 const scheduleMost = 20_000 // steps; then all come to their ends one after the other
@@ -101,6 +105,7 @@ func newSchedule(t *testing.T, seed uint64) *schedule {
 	s := &schedule{r: r, pct: r.IntN(2) == 0, deaths: r.IntN(4), mortal: []int{60, 200, 600}[r.IntN(3)], frozen: map[*client]int{}, weight: map[*client]int{}}
 	s.w = newWorld(t, o, fmt.Sprintf("KUMQUAT_SEED=%d", seed))
 	times := r.IntN(3) == 0
+	s.leases = []int{0, 7}[r.IntN(2)]
 	for range n {
 		var ops []func(*client)
 		for range 1 + r.IntN(7) {
@@ -131,7 +136,7 @@ func (s *schedule) anyOp(most int, times bool) func(*client) {
 	r := s.r
 	prio := func() int { return r.IntN(4) }
 	delay := func() time.Duration { return time.Duration(1+r.IntN(4)) * soon }
-	switch r.IntN(21) {
+	switch r.IntN(21 + s.leases) {
 	case 0, 1, 2, 3:
 		return opSendOne(prio(), 8)
 	case 4:
@@ -162,6 +167,11 @@ func (s *schedule) anyOp(most int, times bool) func(*client) {
 			return opPurgeBy([]driver.Filter{{}, {Type: 2}, {MinPriority: 2}}[r.IntN(3)])
 		}
 		return opTakeOne
+	case 21, 22, 23:
+		return []func(*client){opLeaseOne, opLeaseMany(1 + r.IntN(3)), opLeaseBy(someFilters[r.IntN(len(someFilters))], time.Hour),
+			opLeaseBy(driver.Filter{}, delay())}[r.IntN(4)]
+	case 24, 25, 26, 27:
+		return []func(*client){opAck, opAckAll, opLetGo, opAgain(0), opAgain(delay()), opLonger, opAck, opAckAll}[r.IntN(8)]
 	case 16, 17:
 		switch {
 		case !times:

@@ -64,6 +64,7 @@ type client struct {
 	before  map[int]bool // those were there when it began
 	inside  bool         // it has held the lock, and its mark still says so,
 	area    uint64
+	leases  []driver.Lease
 }
 
 func newWorld(t *testing.T, o driver.Options, what string) *world {

@@ -147,6 +147,7 @@ func (q *Queue) rebuild(tag uint64) error {
 	}
 	a.clear()
 	keys := h.buf[:0]
+	h.lapsed = h.lapsed[:0]
 	high := min(load(q.high), q.slots)
 	var witnesses [areaCount]uint64 // nodes with pages, per area
 	for k := range witnesses {
@@ -161,6 +162,16 @@ func (q *Queue) rebuild(tag uint64) error {
 		}
 		for tries := 0; ; tries++ {
 			w := load(q.stateOf(i))
+			if kindOf(w) == kindLeased {
+				again, err := q.adoptLease(a, tag, i, w)
+				if err != nil {
+					return err
+				}
+				if again && tries <= maxFenced {
+					continue
+				}
+				break
+			}
 			if kindOf(w) != kindReady || seqDiff(seqOf(w), d) > 0 {
 				break
 			}
@@ -216,17 +227,32 @@ func (q *Queue) rebuild(tag uint64) error {
 	}
 	h.buf = keys
 	keys = h.sortKeys(keys, a)
+	for _, l := range h.lapsed { // before what may stand in their slots by now
+		if err := a.heapPush(leasedTime(l.until), l.seq, l.slot); err != nil {
+			return err
+		}
+	}
+	leased := uint64(len(h.lapsed))
 	for i, key := range keys {
 		if i%1024 == 1023 {
 			a.step()
 		}
 		s := key & slotMask
+		if leased != 0 {
+			again, err := q.isReused(a, s)
+			if err != nil {
+				return err
+			}
+			if again {
+				leased--
+			}
+		}
 		seq := (key>>slotBits + d - 1<<(seqBits-1)) & seqMask
 		if err := q.enlist(a, load(q.linkOf(s)), s, readyWord(tag, seq), seq); err != nil {
 			return err
 		}
 	}
-	store(a.consumed, (headSeq(hd)-uint64(len(keys)))&seqMask)
+	store(a.consumed, (headSeq(hd)-uint64(len(keys))-leased)&seqMask)
 	step("rebuilt")
 	my := h.my&^uint64(seqMask) | headSeq(hd)
 	if !cas(q.lockw, h.my, my) {

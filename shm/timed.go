@@ -10,6 +10,9 @@ import (
 //	not yet due        in the heap only, by NotBefore or Expires, whichever comes first
 //	due, may expire    in its list, and in the heap by Expires
 //	due, never expires in its list only
+//	leased             in the heap only, by the end of its lease (lease.go)
+//
+// A message whose delivery failed may have to wait too: its record says so (record.go).
 //
 // Times are CLOCK_REALTIME. Every holder looks at the top of the heap before it claims, so a due message gets its place, which is
 // that of its send, before anything that came later; an expired one is dropped before anybody can claim it.
@@ -27,15 +30,25 @@ func (q *Queue) enlist(a *area, link, s, expected, seq uint64) error {
 			return err
 		}
 	}
-	if !linkIsTimed(link) {
-		return a.push(s, prio, expected, seq)
+	var notBefore, expires int64
+	if linkIsTimed(link) {
+		notBefore, expires = q.times(s)
+	}
+	if load(q.timed)&someLeases != 0 {
+		notBefore = max(notBefore, q.retryAt(s, seq))
+	}
+	from := uint64(noSlot)
+	if h := &q.hold.hint; h.slot != 0 && h.prio == prio {
+		from = h.slot - 1
+	}
+	if notBefore|expires == 0 {
+		return a.insertFrom(from, s, prio, expected, seq)
 	}
 	if a.k >= 2 {
 		if err := q.backHeap(a.k, min(load(q.high), q.slots)); err != nil {
 			return err
 		}
 	}
-	notBefore, expires := q.times(s)
 	if notBefore > time.Now().UnixNano() {
 		store(a.expected(s), expected)
 		store(a.node(s), nodeWord(seq, noSlot))
@@ -45,13 +58,12 @@ func (q *Queue) enlist(a *area, link, s, expected, seq uint64) error {
 		}
 		return a.heapPush(delayedTime(at), seq, s)
 	}
-	if err := a.insert(s, prio, expected, seq); err != nil {
+	if err := a.insertFrom(from, s, prio, expected, seq); err != nil {
 		return err
 	}
 	if expires > 0 {
 		return a.heapPush(listedTime(expires), seq, s)
 	}
-	store32(a.placeOf(s), 0)
 	return nil
 }
 
@@ -70,6 +82,11 @@ func (q *Queue) drainAndCollect() error {
 func (q *Queue) collectDue() error {
 	a := q.hold.a
 	now := time.Now().UnixNano()
+	if load(q.timed)&someLeases != 0 {
+		if err := q.collectDead(now); err != nil {
+			return err
+		}
+	}
 	for n := uint64(0); ; n++ {
 		t, seq, s, ok, err := a.heapTop()
 		if err != nil {
@@ -84,8 +101,17 @@ func (q *Queue) collectDue() error {
 		if n%256 == 255 {
 			a.step()
 		}
-		prio, listed := linkPrio(load(q.linkOf(s))), t&heapListed != 0
-		_, expires := q.times(s)
+		if t&heapKind == heapLeased {
+			if err := q.leaseDue(s, seq, now); err != nil {
+				return err
+			}
+			continue
+		}
+		link, listed, expires := load(q.linkOf(s)), t&heapKind == heapListed, int64(0)
+		prio := linkPrio(link)
+		if linkIsTimed(link) {
+			_, expires = q.times(s)
+		}
 		switch {
 		case listed || expires > 0 && expires <= now:
 			if err := q.drop(prio, s, listed); err != nil {
@@ -108,8 +134,14 @@ func (q *Queue) collectDue() error {
 	}
 }
 
-// The lowest bit of a heap entry's time says whether the message is in its list too.
-const heapListed = 1
+// The lowest two bits of a heap entry's time say what it is.
+const (
+	heapKind    = 3
+	heapDelayed = 0 // in the heap alone
+	heapListed  = 1 // in its list too
+	heapLeased  = 2
+)
 
-func listedTime(ns int64) uint64  { return uint64(ns-1) | heapListed }
-func delayedTime(ns int64) uint64 { return uint64(ns) &^ heapListed }
+func listedTime(ns int64) uint64  { return uint64(max(ns-1, 0))&^heapKind | heapListed }
+func delayedTime(ns int64) uint64 { return uint64(ns)&^heapKind | heapDelayed }
+func leasedTime(ns int64) uint64  { return uint64(ns)&^heapKind | heapLeased }

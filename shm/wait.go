@@ -345,28 +345,31 @@ func (q *Queue) waitToClaim(ctx context.Context, f *driver.Filter, room int, c *
 		if f == nil {
 			q.letGather(c.taken)
 		}
-		if q.spin(func(bool) bool { return q.hasNews(c.seen) }) {
+		if q.spin(func(bool) bool { return q.hasNews(c.seen, c.back) }) {
 			if s := headSlot(load(q.head)); s < q.slots {
 				prefetch(q.linkOf(s)) // while we take the lock
 				q.fetchMessage(s)
 			}
 			continue
 		}
-		if err := q.sleepForNews(ctx, bit, c.seen, c.due); err != nil {
+		if err := q.sleepForNews(ctx, bit, c); err != nil {
 			return err
 		}
 	}
 }
 
-// hasNews reports whether something was sent since head was seen, or the queue was removed.
-func (q *Queue) hasNews(seen uint64) bool {
-	return headSeq(load(q.head)) != seen || load(q.removed) != 0
+// hasNews reports whether something was sent since head was seen, or came back from a lease, or the queue was removed.
+func (q *Queue) hasNews(seen, back uint64) bool {
+	return headSeq(load(q.head)) != seen || load(q.returns) != back || load(q.removed) != 0
 }
 
 // sleepForNews is apart from waitToClaim because what a sleeper hands to the hub goes to the heap: who only spins does without.
-func (q *Queue) sleepForNews(ctx context.Context, bit uint32, seen uint64, due int64) error {
-	s := sleep{word: q.recvWait, bit: bit, op: opWaitReceive, ready: func(bool) bool { return q.hasNews(seen) }}
-	return q.sleepOn(ctx, &s, due)
+func (q *Queue) sleepForNews(ctx context.Context, bit uint32, c *claimed) error {
+	seen, back := c.seen, c.back
+	s := sleep{word: q.recvWait, bit: bit, op: opWaitReceive, ready: func(slice bool) bool {
+		return q.hasNews(seen, back) || slice && q.leasesMayBack()
+	}}
+	return q.sleepOn(ctx, &s, c.due)
 }
 
 // waitForRoom sleeps until n messages fit under limit, or seem to. It also takes over a stuck lock: where only producers live on,

@@ -32,14 +32,18 @@ func epochDiff(a, b uint64) int64 { return int64((a-b)<<(64-epochBits)) >> (64 -
 //	  │                   └───────────────────┘ lost the race for head              ▼
 //	  └───────────────── TAKEN(p,gen) ◀──CAS by a holder: claimed or dropped── READY(tag,seq)
 //
+//	READY(·,seq) ──CAS by a holder: leased──▶ LEASED(tag,token) ──CAS by a holder: over, or given back──▶ READY(tag,seq)
+//	FREE ◀──CAS by its owner, without the lock: acknowledged── LEASED(·,token) ──takeover: CAS──▶ LEASED(newer tag,token)
+//
 // READY with tag 0 was never rebuilt. A word is never the same twice: a slot's seq strictly grows (it is reserved before head is
-// read), a takeover's tag is new, an owner's generation is new. So a CAS that succeeds met the very state that was read.
+// read), a takeover's tag is new, an owner's generation is new, a lease's token is new. (A message that was leased and given back under one tag
+// has its word again; whoever could have expected it then was fenced by a newer tag, or held the lock in between.) So a CAS that succeeds met the very state that was read.
 const (
 	kindFree     = 0
 	kindReserved = 1 // a producer fills it
 	kindReady    = 2 // published, or (tag 0 only) about to be
 	kindTaken    = 3 // a consumer copies it out
-	kindLeased   = 4 // kept for leases
+	kindLeased   = 4 // delivered for a time
 	kindPrepared = 5 // kept for transactions
 
 	tagBits = 20
@@ -54,6 +58,18 @@ func genOf(w uint64) uint64   { return w >> 23 }
 
 func readyWord(tag, seq uint64) uint64     { return kindReady | tag<<3 | seq<<23 }
 func ownerWord(kind, p, gen uint64) uint64 { return kind | p<<3 | gen<<23 }
+
+// A token names a lease: participant:12 | a counter of its own:29.
+const (
+	tokenParts   = 12
+	tokenCounter = 1<<29 - 1
+)
+
+func leasedWord(tag, token uint64) uint64 { return kindLeased | tag<<3 | token<<23 }
+func tokenOf(w uint64) uint64             { return w >> 23 }
+func tokenOwner(token uint64) uint64      { return token & (1<<tokenParts - 1) }
+func tokenWord(p, n uint64) uint64        { return p | n&tokenCounter<<tokenParts }
+
 func isOwnedBy(w uint64, p, gen uint64) bool {
 	return w>>3 == p|gen<<20 && (kindOf(w) == kindReserved || kindOf(w) == kindTaken)
 }

@@ -135,5 +135,26 @@ run f sound hints-tight     "3 slots for capacity 1" hints -DN=3 -DMAX=1
 run q weak  no-scan         "no scan of the states when no hint is left" hints -DN=3 -DMAX=1 -DM_NOSCAN
 run f weak  believe-lies    "hints beyond the high-water mark believed" hints -DM_LIES
 
+# ---- lease.pml ----
+E=-DWITHEXTEND T=-DWITHRETRY L=-DWITHRELEASE
+run q sound lease           "2 consumers, one message, one takeover" lease
+run f sound lease-death     "a death of a consumer at any step, 2 leases each" lease -DDEATHS=1 -DOPS=2
+run f sound lease-fine      "every access a step of its own, Extend, a death" lease -DFINE $E -DTICKS=2 -DDEATHS=1
+run f sound lease-reuse     "2 messages in a queue of 1: acknowledged slots used again" lease -DM=2 -DMAX=1 -DOPS=2
+run f sound lease-extend    "Extend, a death" lease $E -DTICKS=2 -DDEATHS=1
+run f sound lease-retry     "Retry with a delay, a death" lease $T -DTICKS=2 -DDEATHS=1
+run f sound lease-release   "Release, a death" lease $L -DTICKS=2 -DDEATHS=1
+run f sound lease-nested    "Extend and Retry, takeover inside a takeover" lease $E $T -DMAXTO=2
+run f sound lease-all       "Extend, Retry and Release, 2 leases each" lease $T $E $L -DOPS=2
+run q weak  lease-no-retag  "a takeover that leaves the tag of leases" lease -DM_NORETAG $E -DTICKS=2
+run q weak  lease-one-token "a token that is not of one lease" lease -DM_TOKSAME
+run f weak  lease-ack-counts "an owner that counts what it acknowledges" lease -DM_ACKCOUNTS -DOPS=2 -DM=2
+run f weak  lease-insert    "a slot enlisted without counting the lease that it had" lease -DM_NOCOUNTATINSERT -DOPS=2 -DM=2
+run f weak  lease-no-counted "a failure counted at every attempt to give back" lease -DM_NOCOUNTED -DDEATHS=1 -DOPS=2
+run q weak  extend-early    "Extend without the verify after its CAS" lease -DM_EXTENDNOVERIFY $E -DTICKS=2
+run f weak  end-is-delay    "a lease's end that is not told from a retry's time" lease -DM_NODELAYBIT -DDEATHS=1
+run f weak  retry-late      "Retry that writes its time after its CAS" lease -DM_RETRYTIMELATE $T -DDEATHS=1 -DTICKS=2
+run f weak  write-if-needed "a record that is not written because it says so already" lease -DM_WRITEIFNEEDED $E $T -DMAXTO=2
+
 echo "model: $runs runs, $((runs - bad)) as they should be, $bad not; $(($(date +%s) - began)) s"
 [ $bad = 0 ] && [ $runs -gt 0 ]

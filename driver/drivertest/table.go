@@ -52,6 +52,14 @@ var together = []subtest{
 	{"Delays", needs(kumquat.Delays, kumquat.Filters), delays},
 	{"Expiry", needs(kumquat.Expiry), expiry},
 
+	{"Leases", nil, leases},
+	{"LeaseTimes", nil, leaseTimes},
+	{"LeaseWakes", nil, leaseWakes},
+	{"LeaseCapacity", nil, leaseCapacity},
+	{"LeaseBatches", nil, leaseBatches},
+	{"LeaseFilters", needs(kumquat.Filters, kumquat.Metadata), leaseFilters},
+	{"LeaseHandles", nil, leaseHandles},
+
 	{"Batches", needs(kumquat.Batches), batches},
 	{"BatchesStayTogether", needs(kumquat.Batches), batchesStayTogether},
 	{"ReceiveBatch", nil, receiveBatch},
