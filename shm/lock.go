@@ -53,9 +53,10 @@ var (
 )
 
 const (
-	stuckAfter = 20 * time.Millisecond // a holder without progress for so long is fenced
-	deadAfter  = 2 * time.Millisecond  // after so long it is asked whether it lives
-	maxFenced  = 1000                  // fenced so often in one operation: somebody plays with us
+	stuckAfter = 20 * time.Millisecond  // a holder without progress for so long is fenced
+	deadAfter  = 2 * time.Millisecond   // after so long it is asked whether it lives
+	patience   = 100 * time.Millisecond // a call whose context is done waits no longer for the lock
+	maxFenced  = 1000                   // fenced so often in one operation: somebody plays with us
 )
 
 // acquire takes the queue's lock; a stuck one is taken over. The caller holds lk.
@@ -108,6 +109,7 @@ func (q *Queue) acquire(ctx context.Context) error {
 type watchdog struct {
 	word, progress uint64
 	since, asked   time.Time
+	begun          time.Time
 	naps           int
 }
 
@@ -116,6 +118,9 @@ func (w *watchdog) wait(ctx context.Context, q *Queue, l uint64) (stuck bool, er
 		return simulatedStuck(q, l), nil
 	}
 	now := time.Now()
+	if w.begun.IsZero() {
+		w.begun = now
+	}
 	if p := load(q.areas[lockArea(l)].progress); w.since.IsZero() || l != w.word || p != w.progress {
 		w.word, w.progress, w.since, w.asked = l, p, now, now
 	}
@@ -137,7 +142,8 @@ func (w *watchdog) wait(ctx context.Context, q *Queue, l uint64) (stuck bool, er
 		_, _, _ = syscall.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 		runtime.Gosched()
 	default:
-		if ctx.Err() != nil {
+		// A call that need not wait succeeds whatever its context says, and a holder that only lacks the processor is no wait.
+		if ctx.Err() != nil && now.Sub(w.begun) > patience {
 			return false, driver.ContextError(ctx)
 		}
 		store32(q.wanted, 1)
